@@ -1,0 +1,354 @@
+"""Every setting of the project, once, with a comment; and the checks that make a bad one fail early.
+
+Marks in the comments: [P] the paper states it, [I] our inference from the paper or its pre-trained parts, [ours] the
+paper is silent. The paper publishes no hyper-parameters, so nearly every number is ours (`../README.md` lists them).
+
+`default()` is the shipped toons model. A file in `configs/` holds presets: `default()` plus overrides. `validate()`
+raises `ConfigError` with one line that names the field and the mend.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Mapping
+
+import ml_collections
+
+STAGES = ("image_vae", "vae", "denoiser")
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "data.source": ("toons", "folder"),
+    "text.tokenizer": ("words",),
+    "vae.loss": ("l1", "l2", "l1+l2"),
+    "vae.temporal": ("none", "conv", "conv_attn"),
+    "vae.temporal_init": ("identity", "random"),
+    "unet.temporal": ("none", "conv", "conv_attn"),
+    "unet.injection": ("none", "top_up", "up", "down_up"),
+    "mtd.weights": ("shared", "per_level"),
+    "diffusion.schedule": ("linear", "scaled_linear", "cosine"),
+    "diffusion.prediction": ("eps", "x0", "v"),
+    "diffusion.weighting": ("uniform", "min_snr", "snr"),
+    "sampler.method": ("ddim", "ddpm"),
+    "hierarchy.strategy": ("diffusion_over_diffusion", "autoregressive"),
+    "hierarchy.handover": ("latent", "pixel"),
+}
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work. The message is one line: the field, what is wrong, the mend."""
+
+
+def _stage(**overrides: Any) -> ml_collections.ConfigDict:
+    """Settings of one training stage. All [ours]: the paper publishes no training recipe."""
+    stage = ml_collections.ConfigDict(
+        dict(
+            batch_size=8,  # clips (single images in image_vae) of the global batch
+            num_steps=1000,  # optimiser steps; the stage is finished at this step
+            learning_rate=1e-3,  # peak
+            warmup_steps=100,  # linear warm-up from 0
+            lr_schedule="cosine",  # cosine | constant, after the warm-up
+            min_lr_ratio=0.02,  # the cosine ends at learning_rate * min_lr_ratio
+            weight_decay=0.01,  # AdamW, on kernels of two or more dimensions alone
+            b1=0.9,  # Adam's first moment
+            b2=0.99,  # Adam's second moment
+            grad_clip=1.0,  # global norm; 0 = off
+            ema_decay=0.999,  # the limit; warm-up min(decay, (1 + t) / (10 + t))
+            accumulate=1,  # micro-batches a step, their gradients averaged; divides batch_size
+            dtype="float32",  # compute type: float32 | bfloat16 (parameters stay float32)
+            clip_length=16,  # frames of a training clip; 1 = single images
+            log_every=50,  # steps between log lines: the one host sync
+            sample_every=0,  # steps between sample videos; 0 = only at the end of the stage
+            checkpoint_every=500,  # steps between checkpoints; one is always written at the end
+            keep=2,  # newest checkpoints kept
+        )
+    )
+    stage.update(overrides)
+    return stage
+
+
+def _data() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        dict(
+            source="toons",  # toons: the procedural cartoon; folder: real videos under `path`
+            path="",  # folder of videos and captions, for source=folder
+            frame_size=64,  # pixels, height = width. Paper: 128 and 256 [P]
+            num_episodes=100_000,  # toons: training episodes in one epoch (each made from its own seed)
+            num_eval_episodes=64,  # toons: held-out episodes in the valid and in the test split
+            episode_frames=4096,  # toons: frames an episode; at least one full window
+            level_weights=(1.0, 1.0, 1.0),  # how often a training clip has the stride of level 0, 1, ...
+            num_workers=0,  # processes that decode; 0 = threads of this process
+            num_threads=1,  # threads that decode when num_workers is 0
+            prefetch=4,  # batches ready ahead of the step
+        )
+    )
+
+
+def _models() -> dict[str, ml_collections.ConfigDict]:
+    text = ml_collections.ConfigDict(
+        dict(
+            tokenizer="words",  # words: closed vocabulary + hash buckets, no download [ours]; paper: CLIP's BPE [I]
+            vocab_size=512,  # token ids, hash buckets of unknown words included
+            max_tokens=20,  # tokens a prompt, bos and eos included. CLIP: 77
+            width=128,  # channels of a text state. CLIP ViT-L/14: 768
+            num_layers=2,  # CLIP ViT-L/14: 12
+            num_heads=4,  # CLIP ViT-L/14: 12
+            per_frame=True,  # every frame its own prompt [P]; False: the first frame's prompt for all (ablation)
+        )
+    )
+    vae = ml_collections.ConfigDict(
+        dict(
+            channels=16,  # of the first level. kl-f8: 128 [I]
+            channel_mults=(1, 2, 3, 4),  # one a level; factor = 2 ** (levels - 1). kl-f8: 1, 2, 4, 4 [I]
+            num_res_blocks=1,  # a level in the encoder, one more in the decoder. kl-f8: 2 [I]
+            latent_channels=8,  # kl-f8: 4 [I]
+            temporal="conv_attn",  # none | conv | conv_attn [P]
+            temporal_init="identity",  # identity [P] | random (Table 2a's ablation)
+            loss="l1+l2",  # reconstruction. kl-f8: L1 + LPIPS + GAN [I]
+            kl_weight=1e-4,  # times the KL per latent element, beside a loss per pixel value. [ours]
+        )
+    )
+    unet = ml_collections.ConfigDict(
+        dict(
+            channels=64,  # Stable Diffusion v1: 320 [I]
+            channel_mults=(1, 2, 2),  # SD v1: 1, 2, 4, 4 [I]
+            num_res_blocks=1,  # a level on the way down, one more on the way up. SD v1: 2 [I]
+            num_heads=4,  # of every attention. SD v1: 8 [I]
+            prompt_levels=(True, True, True),  # prompt attention at this level; SD v1: none at level 4 [F]
+            ff_mult=2,  # feed-forward width over channels (GEGLU). SD v1: 4 [I]
+            cond_channels=32,  # of the condition's down-convolutions [ours]
+            temporal="conv_attn",  # none | conv | conv_attn [P]
+            injection="down_up",  # none | top_up | up | down_up: Table 2b; down_up is the paper's [P]
+        )
+    )
+    # weights: shared = one network with a level embedding [ours]; per_level = one network a level
+    # ("a global", "first local", "second local diffusion model") [P names them, sharing is unstated].
+    mtd = ml_collections.ConfigDict(dict(weights="shared"))
+    return dict(text=text, vae=vae, unet=unet, mtd=mtd)
+
+
+def _process() -> dict[str, ml_collections.ConfigDict]:
+    diffusion = ml_collections.ConfigDict(
+        dict(
+            schedule="cosine",  # linear | scaled_linear | cosine [ours]
+            num_timesteps=1000,  # T [ours]
+            zero_terminal_snr=True,  # rescale so that x_T is pure noise (needs prediction v or x0) [ours]
+            prediction="v",  # eps [P] | x0 | v; v works with zero terminal SNR [ours]
+            weighting="min_snr",  # uniform [P] | min_snr | snr [ours]
+            min_snr_gamma=5.0,  # arXiv:2303.09556
+            loss_on_given=True,  # loss over all L frames, given ones too [P]
+            caption_dropout=0.1,  # share of clips trained with the empty prompt, for guidance [ours]
+            unconditional_prob=0.05,  # share of local clips trained with no frame given [ours]
+            first_only_prob=0.15,  # share of local clips with the first frame alone given: the sliding window [ours]
+            cond_noise=0.0,  # std of noise on the condition latents in training (LVDM's remedy) [ours]
+        )
+    )
+    sampler = ml_collections.ConfigDict(
+        dict(
+            method="ddim",  # ddim | ddpm (the paper's eq. 16) [P: ddpm]
+            steps=(32, 24, 8),  # denoiser steps at level 0, 1, 2 [ours]
+            guidance=(2.0, 1.5, 1.0),  # classifier-free guidance scale a level; 1 = off, one call a step [ours]
+            eta=0.0,  # DDIM's noise; 1 is ancestral
+        )
+    )
+    hierarchy = ml_collections.ConfigDict(
+        dict(
+            segment_length=16,  # L [P: 16 for the main results]
+            depth=3,  # levels, M [P: 3]; F = (L - 1) ** M + 1
+            strategy="diffusion_over_diffusion",  # diffusion_over_diffusion [P] | autoregressive (baseline)
+            handover="latent",  # latent [ours: no decoding between levels] | pixel [P, eq. 17]
+            chunk=45,  # segments a device call: progress and memory, never the result
+            microbatch=5,  # segments computed at once inside a call
+            overlap=1,  # autoregressive: frames given from the window before
+        )
+    )
+    return dict(diffusion=diffusion, sampler=sampler, hierarchy=hierarchy)
+
+
+def default() -> ml_collections.ConfigDict:
+    """The shipped toons model; every field of the project with its meaning, unit and the paper's value."""
+    return ml_collections.ConfigDict(
+        dict(
+            name="toons-small",  # of the run, written into every output
+            seed=0,  # of initialisation, data order, noise in training and in sampling
+            data=_data(),
+            **_models(),
+            **_process(),
+            train=dict(
+                stages=STAGES,  # in this order; each starts from the one before
+                image_vae=_stage(batch_size=32, clip_length=1, num_steps=5000, learning_rate=2e-3),
+                vae=_stage(batch_size=2, clip_length=16, num_steps=600, learning_rate=5e-4),
+                denoiser=_stage(batch_size=8, clip_length=16, num_steps=12_000, learning_rate=1e-3, ema_decay=0.9995),
+            ),
+            mesh=dict(
+                data=-1,  # devices along the batch; -1 = all that are left
+                fsdp=1,  # devices over which parameters are sharded
+                model=1,  # tensor parallelism
+            ),
+        )
+    )
+
+
+def window_frames(config: ml_collections.ConfigDict) -> int:
+    """F = (L - 1) ** M + 1, the frames of the full tree."""
+    return (config.hierarchy.segment_length - 1) ** config.hierarchy.depth + 1
+
+
+def vae_factor(config: ml_collections.ConfigDict) -> int:
+    """Pixels a latent, along height and along width."""
+    return 2 ** (len(config.vae.channel_mults) - 1)
+
+
+def latent_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
+    """(h, w, c) of one frame's latent."""
+    side = config.data.frame_size // vae_factor(config)
+    return side, side, config.vae.latent_channels
+
+
+def _require(condition: bool, field: str, problem: str, mend: str) -> None:
+    if not condition:
+        raise ConfigError(f"config.{field}: {problem}; {mend}")
+
+
+def _check_stage(config: ml_collections.ConfigDict, name: str) -> None:
+    stage = config.train[name]
+    field = f"train.{name}"
+    _require(stage.batch_size >= 1, f"{field}.batch_size", "must be at least 1", "set a positive number of clips")
+    _require(
+        stage.accumulate >= 1 and stage.batch_size % stage.accumulate == 0,
+        f"{field}.accumulate",
+        f"{stage.accumulate} does not divide batch_size {stage.batch_size}",
+        "choose a divisor",
+    )
+    _require(stage.dtype in ("float32", "bfloat16"), f"{field}.dtype", f"unknown type {stage.dtype!r}",
+             "use float32 or bfloat16")
+    _require(
+        stage.lr_schedule in ("cosine", "constant"),
+        f"{field}.lr_schedule",
+        f"unknown schedule {stage.lr_schedule!r}",
+        "use cosine or constant",
+    )
+    _require(stage.num_steps >= 1, f"{field}.num_steps", "must be at least 1", "set the number of optimiser steps")
+    _require(stage.log_every >= 1, f"{field}.log_every", "must be at least 1", "set steps between log lines")
+    _require(stage.checkpoint_every >= 1, f"{field}.checkpoint_every", "must be at least 1", "set steps between them")
+    length = config.hierarchy.segment_length
+    _require(
+        1 <= stage.clip_length <= length,
+        f"{field}.clip_length",
+        f"{stage.clip_length} is not in 1..{length}",
+        "a clip has at most hierarchy.segment_length frames",
+    )
+
+
+def _check_models(config: ml_collections.ConfigDict) -> None:
+    factor = vae_factor(config)
+    size = config.data.frame_size
+    _require(size % factor == 0, "data.frame_size", f"{size} is not a multiple of the VAE's factor {factor}",
+             "change frame_size or the number of vae.channel_mults")
+    unet_factor = 2 ** (len(config.unet.channel_mults) - 1)
+    side = size // factor
+    _require(side % unet_factor == 0, "unet.channel_mults",
+             f"a latent of {side} pixels cannot be halved {len(config.unet.channel_mults) - 1} times",
+             "use fewer levels or larger frames")
+    heads = config.unet.num_heads
+    for mult in config.unet.channel_mults:
+        _require(config.unet.channels * mult % heads == 0, "unet.num_heads",
+                 f"{heads} heads do not divide {config.unet.channels * mult} channels", "change channels or heads")
+    _require(len(config.unet.prompt_levels) == len(config.unet.channel_mults), "unet.prompt_levels",
+             f"{len(config.unet.prompt_levels)} entries for {len(config.unet.channel_mults)} levels",
+             "give one a level")
+    _require(config.text.width % config.text.num_heads == 0, "text.num_heads",
+             f"{config.text.num_heads} heads do not divide width {config.text.width}", "change width or heads")
+    _require(config.text.max_tokens >= 3, "text.max_tokens", "must hold bos, one word and eos", "use at least 3")
+
+
+def _check_hierarchy(config: ml_collections.ConfigDict) -> None:
+    tree = config.hierarchy
+    _require(tree.segment_length >= 3, "hierarchy.segment_length", "a segment needs two borders and a middle frame",
+             "use at least 3")
+    _require(tree.depth >= 1, "hierarchy.depth", "must be at least 1", "1 is global diffusion alone")
+    _require(tree.chunk >= 0 and tree.microbatch >= 1, "hierarchy.microbatch", "must be at least 1 (chunk at least 0)",
+             "chunk 0 is a whole level at once")
+    _require(1 <= tree.overlap < tree.segment_length, "hierarchy.overlap",
+             f"{tree.overlap} is not in 1..{tree.segment_length - 1}", "give fewer frames than a segment has")
+    for field, values in (("sampler.steps", config.sampler.steps), ("sampler.guidance", config.sampler.guidance),
+                          ("data.level_weights", config.data.level_weights)):
+        _require(len(values) == tree.depth, field, f"{len(values)} entries for {tree.depth} levels",
+                 "give one a level of hierarchy.depth")
+    _require(min(config.data.level_weights) >= 0 and sum(config.data.level_weights) > 0, "data.level_weights",
+             "must be non-negative and not all zero", "0 leaves a level out of training")
+    steps_max = config.diffusion.num_timesteps
+    _require(all(1 <= s <= steps_max for s in config.sampler.steps), "sampler.steps",
+             f"each must be in 1..{steps_max}", "use fewer steps than diffusion.num_timesteps")
+    frames = window_frames(config)
+    if config.data.source == "toons":
+        _require(config.data.episode_frames >= frames, "data.episode_frames",
+                 f"{config.data.episode_frames} is shorter than the window of {frames} frames",
+                 "lengthen it or lower hierarchy.depth")
+
+
+def validate(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Checks every rule that does not need the data or the devices; returns `config` unchanged.
+
+    Raises:
+      ConfigError: one line that names the field, the problem and the mend.
+    """
+    for field, choices in _CHOICES.items():
+        section, key = field.split(".")
+        value = config[section][key]
+        _require(value in choices, field, f"unknown value {value!r}", f"choose one of {', '.join(choices)}")
+    _require(set(config.train.stages) <= set(STAGES) and len(config.train.stages) > 0, "train.stages",
+             f"{tuple(config.train.stages)} has an unknown stage or none", f"choose from {', '.join(STAGES)}")
+    _require(config.data.source != "folder" or bool(config.data.path), "data.path", "is empty",
+             "give the folder of videos with --config.data.path=DIR")
+    _require(not (config.diffusion.zero_terminal_snr and config.diffusion.prediction == "eps"),
+             "diffusion.prediction", "eps is undefined at zero terminal SNR",
+             "use v or x0, or diffusion.zero_terminal_snr=False")
+    probabilities = ("caption_dropout", "unconditional_prob", "first_only_prob")
+    for key in probabilities:
+        _require(0 <= config.diffusion[key] <= 1, f"diffusion.{key}", "is not a probability", "use 0 to 1")
+    _require(config.diffusion.unconditional_prob + config.diffusion.first_only_prob <= 1, "diffusion.first_only_prob",
+             "exceeds 1 together with unconditional_prob", "lower one of them")
+    _check_models(config)
+    _check_hierarchy(config)
+    for name in config.train.stages:
+        _check_stage(config, name)
+    return config
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+    """The resolved config as JSON: what checkpoints and weights carry, so that reading them runs no code."""
+    return json.dumps(config.to_dict(), indent=1, sort_keys=True)
+
+
+def _merge(base: ml_collections.ConfigDict, values: Mapping[str, Any], prefix: str = "") -> None:
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if key not in base:
+            raise ConfigError(f"config.{name}: unknown key; known here: {', '.join(sorted(base.keys()))}")
+        if isinstance(base[key], ml_collections.ConfigDict):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"config.{name}: is a section, got {value!r}; give its fields")
+            _merge(base[key], value, f"{name}.")
+        else:
+            try:
+                base[key] = tuple(value) if isinstance(value, list) else value
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"config.{name}: {value!r} has the wrong type ({error}); see config.default()")
+
+
+def from_json(text: str) -> ml_collections.ConfigDict:
+    """Reads `to_json`'s text over `default()`: fields added since keep their default, unknown ones are an error."""
+    config = default()
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"config: not JSON ({error}); use the config.json written by training") from error
+    _merge(config, values)
+    return validate(config)
+
+
+def get_config(preset: str = "") -> ml_collections.ConfigDict:
+    """`default()`, so that this file serves as `--config` where none is given."""
+    if preset:
+        raise ConfigError(f"config.py has no presets, got {preset!r}; use configs/toons.py:{preset}")
+    return default()

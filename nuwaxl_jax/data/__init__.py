@@ -1,0 +1,1 @@
+"""Videos and captions: sources, clip sampling, tokens and the input pipeline."""

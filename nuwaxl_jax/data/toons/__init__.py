@@ -1,0 +1,1 @@
+"""A procedural cartoon with endless episodes, captions and exact ground truth."""

@@ -1,0 +1,1 @@
+"""Diffusion: noise schedules, the Gaussian process, losses and samplers. Mathematics only; knows no model."""

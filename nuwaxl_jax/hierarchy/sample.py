@@ -1,0 +1,235 @@
+"""`--mode=sample`: one story in, one long video out, with its storyboard and its metadata.
+
+Steps: read the story; encode its different prompts once; plan the tree; compile every level's program in parallel;
+generate level by level; decode in bounded windows straight into the mp4. Each output appears by atomic rename.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import sys
+import time
+from typing import Any, Callable, Sequence, TextIO
+
+import jax
+import ml_collections
+import numpy as np
+
+from nuwaxl_jax import config as config_lib
+from nuwaxl_jax import networks as networks_lib
+from nuwaxl_jax import video_io
+from nuwaxl_jax.hierarchy import autoregressive
+from nuwaxl_jax.hierarchy import decode as decode_lib
+from nuwaxl_jax.hierarchy import generate as generate_lib
+from nuwaxl_jax.hierarchy import plan as plan_lib
+from nuwaxl_jax.hierarchy import program
+from nuwaxl_jax.hierarchy import segments as segments_lib
+from nuwaxl_jax.hierarchy import story as story_lib
+from nuwaxl_jax.hierarchy import storyboard
+
+FPS = 15
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """Latents `[V, F, h, w, c]` (scaled), the plans they came from and timings per level."""
+
+    latents: np.ndarray
+    plans: tuple[plan_lib.LevelPlan, ...]
+    timings: list[dict[str, Any]]
+    denoiser_calls: int  # one after another: the serial depth
+
+
+class Progress:
+    """One line a device call on `out`: what is done, and an estimate of what is left of all levels."""
+
+    def __init__(self, plans: Sequence[plan_lib.LevelPlan], costs: Sequence[float], videos: int = 1, out: TextIO = sys.stderr):
+        self._work = [p.num_segments * videos * cost for p, cost in zip(plans, costs)]
+        self._plans, self._out = plans, out
+        self._start = time.perf_counter()
+        self._spent = [0.0] * len(plans)
+
+    def __call__(self, level: int, done: int, total: int, seconds: float) -> None:
+        self._spent[level] = seconds
+        finished = sum(self._work[:level]) + self._work[level] * done / total
+        left = sum(self._spent) * (sum(self._work) - finished) / finished
+        plan = self._plans[level]
+        print(
+            f"level {level + 1} of {len(self._plans)} (stride {plan.stride}): {done} of {total} segments, {seconds:.1f} s;"
+            f" about {left:.0f} s of sampling left",
+            file=self._out,
+            flush=True,
+        )
+
+
+def sampler_of(config: ml_collections.ConfigDict, networks: networks_lib.Networks) -> program.SegmentsFn:
+    """The SegmentsFn of a config's sampler."""
+    sampler = config.sampler
+    return segments_lib.make_sample_segments(
+        networks, sampler.method, tuple(sampler.steps), tuple(float(g) for g in sampler.guidance), float(sampler.eta)
+    )
+
+
+def make_plans(config: ml_collections.ConfigDict, num_frames: int) -> tuple[plan_lib.LevelPlan, ...]:
+    """The tree of `num_frames`, or the one row of windows of strategy=autoregressive."""
+    tree = config.hierarchy
+    if tree.strategy == "autoregressive":
+        return (plan_lib.autoregressive_plan(num_frames, tree.segment_length, tree.overlap, tree.depth - 1),)
+    return plan_lib.make_plan(num_frames, tree.segment_length, network_depth=tree.depth)
+
+
+def generate(
+    config: ml_collections.ConfigDict,
+    networks: networks_lib.Networks,
+    bundle: networks_lib.Params,
+    prompts: Sequence[str],
+    prompt_index: np.ndarray,
+    *,
+    key: jax.Array | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    progress: bool = True,
+) -> Generated:
+    """Latents of V videos by the config's strategy.
+
+    Args:
+      prompts: different prompts; prompt_index: int32 `[V, F]`, each frame's row among them.
+      key: of the noise; None is `config.seed`'s.
+    """
+    key = jax.random.key(config.seed) if key is None else key
+    tree = config.hierarchy
+    videos, num_frames = prompt_index.shape
+    plans = make_plans(config, num_frames)
+    params = segments_lib.sampling_params(networks, bundle, prompts)
+    sample_segments = sampler_of(config, networks)
+    handover = segments_lib.make_pixel_handover(networks) if tree.handover == "pixel" else None
+    calls = [config.sampler.steps[p.network_level] * (1 if config.sampler.guidance[p.network_level] == 1.0 else 2) for p in plans]
+    report = Progress(plans, calls, videos) if progress else None
+    shared = dict(mesh=mesh, chunk=tree.chunk, handover=handover)
+    if tree.strategy == "autoregressive":
+        microbatch = min(videos, tree.microbatch)
+        result = autoregressive.generate_autoregressive(
+            sample_segments, params, plans[0], key, prompt_index, networks.latent_shape, microbatch=microbatch,
+            progress=report, **shared,
+        )
+        serial = result.timings[0]["rounds"] * calls[0]
+    else:
+        shards = 1 if mesh is None else program.segment_shards(mesh)
+        microbatch = [min(tree.microbatch, -(-p.num_segments * videos // shards)) for p in plans]
+        ahead = generate_lib.compile_ahead(
+            sample_segments, params, plans, videos, networks.latent_shape, microbatch=microbatch, **shared
+        )
+        result = generate_lib.generate(
+            sample_segments, params, plans, key, prompt_index, networks.latent_shape, microbatch=microbatch,
+            compiled=ahead, progress=report, **shared,
+        )
+        serial = sum(t["rounds"] * c for t, c in zip(result.timings, calls))
+    return Generated(result.latents, plans, result.timings, serial)
+
+
+def _versions() -> dict[str, str]:
+    names = ("jax", "jaxlib", "flax", "numpy", "av")
+    return {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in names}
+
+
+def metadata(config, story, card, generated: Generated, seconds: dict[str, float], num_frames: int) -> dict[str, Any]:
+    """What made the video: enough to make it again, and to compare its numbers with others'."""
+    return {
+        "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "story": json.loads(story.to_json()),
+        "seed": config.seed,
+        "frames": num_frames,
+        "fps": FPS,
+        "weights": card,
+        "config": config.to_dict(),
+        "protocol": {
+            "strategy": config.hierarchy.strategy,
+            "handover": config.hierarchy.handover,
+            "sampler": config.sampler.to_dict(),
+            "levels": [dict(stride=p.stride, segments=p.num_segments, network_level=p.network_level) for p in generated.plans],
+            "parameters": "exponential moving average",
+            "precision": "float32",
+            "serial_denoiser_calls": generated.denoiser_calls,
+        },
+        "timings": {"levels": generated.timings, **{k: round(v, 3) for k, v in seconds.items()}},
+        "machine": {"backend": jax.default_backend(), "devices": jax.device_count(), "cores": os.cpu_count()},
+        "versions": _versions(),
+    }
+
+
+def _write_json(path: pathlib.Path, value: Any) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    os.replace(part, path)
+
+
+def _write_video(path, networks, bundle, latents, keep: set[int], on_progress) -> dict[int, np.ndarray]:
+    """Decodes into the mp4; returns the frames whose numbers are in `keep`."""
+    kept: dict[int, np.ndarray] = {}
+
+    def stream():
+        first = 0
+        for frames in decode_lib.decode_frames(networks, bundle, latents, progress=on_progress):
+            for number in keep.intersection(range(first, first + len(frames))):
+                kept[number] = frames[number - first].copy()
+            first += len(frames)
+            yield frames
+
+    video_io.write_mp4(path, stream(), FPS)
+    return kept
+
+
+def run(
+    config: ml_collections.ConfigDict,
+    bundle: networks_lib.Params,
+    card: dict[str, Any],
+    story_path: str,
+    out_dir: str,
+    num_frames: int = 0,
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+) -> pathlib.Path:
+    """Makes STORY.mp4, STORY.png and STORY.json in `out_dir`; returns the mp4's path.
+
+    Args:
+      num_frames: F; 0 is the full tree, (L - 1)^M + 1.
+
+    Raises:
+      ValueError, FileNotFoundError: one line; nothing has been written.
+    """
+    begin = time.perf_counter()
+    story = story_lib.Story.load(story_path)
+    num_frames = num_frames or config_lib.window_frames(config)
+    plans = make_plans(config, num_frames)  # refuses a frame count that does not fit before anything is written
+    networks = networks_lib.build(config)
+    prompts, index = story.frame_prompts(num_frames)
+    target = pathlib.Path(out_dir)
+    target.mkdir(parents=True, exist_ok=True)
+    path = target / f"{pathlib.Path(story_path).stem}.mp4"
+    say(f"{num_frames} frames of {config.data.frame_size}x{config.data.frame_size}, {len(prompts)} prompts, "
+        f"{sum(p.num_segments for p in plans)} segments in {len(plans)} levels; compiling")
+    generated = generate(config, networks, bundle, prompts, index[None])
+    sampled = time.perf_counter()
+
+    rows = storyboard.rows_of(plans, num_frames)
+    keep = {int(f) for _, frames in rows for f in frames}
+    last = [sampled]
+
+    def on_decode(done: int, total: int, seconds: float) -> None:
+        if done == total or time.perf_counter() - last[0] > 3:
+            last[0] = time.perf_counter()
+            say(f"decoding: {done} of {total} frames, {seconds:.1f} s; about {seconds * (total - done) / done:.0f} s left")
+
+    kept = _write_video(path, networks, bundle, generated.latents[0], keep, on_decode)
+    board = storyboard.draw(kept, rows, [prompts[i] for i in index])
+    storyboard.save_png(path.with_suffix(".png"), board)
+    end = time.perf_counter()
+    seconds = {"sampling_seconds": sampled - begin, "decoding_seconds": end - sampled, "total_seconds": end - begin}
+    _write_json(path.with_suffix(".json"), metadata(config, story, card, generated, seconds, num_frames))
+    say(f"{path} with its .png and .json: {end - begin:.1f} s ({sampled - begin:.1f} s to sample, compiling included; "
+        f"{end - sampled:.1f} s to decode and encode)")
+    return path

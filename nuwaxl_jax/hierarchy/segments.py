@@ -1,0 +1,88 @@
+"""The networks as the functions that `hierarchy.program` runs: segments from noise, and the pixel hand-over.
+
+Sampling parameters are one pytree: `{'vae', 'latent_shift', 'latent_scale', 'denoisers', 'text', 'null_text'}`, where
+`denoisers` has one tree, or one a level, and `text[i]` is that denoiser's table of prompt states `[P, N, D]`.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nuwaxl_jax.diffusion import samplers
+from nuwaxl_jax.hierarchy import program
+from nuwaxl_jax.networks import Networks
+
+Params = Any
+
+
+@functools.lru_cache(maxsize=8)
+def make_sample_segments(
+    networks: Networks, method: str, steps: tuple[int, ...], guidance: tuple[float, ...], eta: float
+) -> program.SegmentsFn:
+    """A `program.SegmentsFn`; the same object for the same arguments, so that programs are compiled once.
+
+    Args:
+      steps, guidance: one a level of the networks.
+    """
+
+    def sample_segments(
+        params: Params,
+        keys: jax.Array,
+        cond: jax.Array,
+        cond_mask: jax.Array,
+        prompt_index: jax.Array,
+        *,
+        level: int,
+    ) -> jax.Array:
+        which = level if len(params["denoisers"]) > 1 else 0
+        unet = {"params": params["denoisers"][which]["unet"]}
+        levels = jnp.full(keys.shape, level, jnp.int32)
+
+        def denoiser(text: jax.Array) -> samplers.DenoiseFn:
+            context = networks.unet.apply(unet, text, cond, cond_mask, method="context")
+            return lambda x_t, t: networks.unet.apply(unet, x_t, t, levels, context, method="denoise")
+
+        text = params["text"][which][prompt_index]  # [n, L, N, D]
+        null = jnp.broadcast_to(params["null_text"][which], text.shape)
+        scale = guidance[level]
+        denoise = denoiser(text)
+        if scale != 1.0:
+            denoise = samplers.guided(denoise, denoiser(null), scale)
+        return samplers.sample(
+            denoise, networks.diffusion, keys, cond.shape[1:], method=method, steps=steps[level], eta=eta
+        )
+
+    return sample_segments
+
+
+@functools.lru_cache(maxsize=8)
+def make_pixel_handover(networks: Networks) -> program.Handover:
+    """The paper's hand-over (eq. 17): given frames through pixels, masked, and back through the T-KLVAE."""
+
+    def handover(params: Params, cond: jax.Array, cond_mask: jax.Array) -> jax.Array:
+        z = cond / params["latent_scale"] + params["latent_shift"]
+        pixels = jnp.clip(networks.decode(params["vae"], z), -1.0, 1.0)
+        given = cond_mask[:, :, :1, :1, :]  # [n, L, 1, 1, 1]: frames are given whole
+        mean, _ = networks.encode(params["vae"], pixels * given)
+        return (mean - params["latent_shift"]) * params["latent_scale"]
+
+    return handover
+
+
+def encode_prompts(networks: Networks, denoisers: Sequence[Params], prompts: Sequence[str]) -> tuple[list, list]:
+    """Each denoiser's states of the prompts `[P, N, D]` and of the empty prompt `[N, D]`, float32."""
+    tokens = np.concatenate([networks.tokenizer.encode_batch(list(prompts)), networks.null_tokens()[None]])
+    encode = jax.jit(networks.text_states)
+    states = [encode(denoiser["text"], tokens) for denoiser in denoisers]
+    return [s[:-1] for s in states], [s[-1] for s in states]
+
+
+def sampling_params(networks: Networks, bundle: Params, prompts: Sequence[str]) -> Params:
+    """A bundle (`networks`) and a story's prompts to the parameters of `SegmentsFn`."""
+    text, null_text = encode_prompts(networks, bundle["denoisers"], prompts)
+    return dict(bundle, text=tuple(text), null_text=tuple(null_text), denoisers=tuple(bundle["denoisers"]))

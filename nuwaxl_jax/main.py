@@ -1,0 +1,127 @@
+"""The command: flags, one-line errors, dispatch on --mode.
+
+  python -m nuwaxl_jax.main --mode=train  --config=configs/toons.py:small --workdir=DIR [--config.KEY=VALUE ...]
+  python -m nuwaxl_jax.main --mode=sample --story=FILE --workdir=DIR [--weights=shipped] [--frames=226]
+  python -m nuwaxl_jax.main --mode=eval   --workdir=DIR [--weights=...]
+  python -m nuwaxl_jax.main --mode=export --workdir=DIR --weights=FILE.safetensors
+
+Sampling and evaluation read the config that the weights carry; `--config.KEY=VALUE` then overrides single fields.
+Exit status: 0 done, 2 a mistake in the input (one line says which), 42 interrupted and resumable, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+from typing import Any
+
+from absl import flags
+from absl import logging
+from ml_collections import config_flags
+
+from nuwaxl_jax import config as config_lib
+
+_DEFAULT_CONFIG = str(pathlib.Path(config_lib.__file__))
+_SHIPPED = "shipped"
+
+FLAGS = flags.FLAGS
+flags.DEFINE_enum("mode", None, ["train", "sample", "eval", "export"], "What to do.", required=True)
+flags.DEFINE_string("workdir", None, "Folder of a run: checkpoints, logs, outputs.", required=True)
+flags.DEFINE_string("story", None, "Story file (.txt, a prompt a line, or .json), for --mode=sample.")
+flags.DEFINE_string("weights", "", "safetensors file, or 'shipped'. Default: the workdir's own if it was trained there, else shipped.")
+flags.DEFINE_integer("frames", 0, "Frames of the video; 0 = the full tree, (L - 1)^M + 1.", lower_bound=0)
+flags.DEFINE_integer("stories", 20, "Held-out stories of --mode=eval.", lower_bound=1)
+config_flags.DEFINE_config_file("config", _DEFAULT_CONFIG, "Config file, with a preset after a colon.", lock_config=True)
+
+
+class UsageError(ValueError):
+    """A mistake on the command line."""
+
+
+def _load_bundle() -> tuple[Any, Any, dict]:
+    """(bundle, config with the command line's overrides, card) from --weights or the workdir."""
+    from nuwaxl_jax import weights as weights_lib
+    from nuwaxl_jax.training import export
+
+    source = FLAGS.weights
+    if not source and export.is_trained(FLAGS.workdir):
+        bundle, config, card = export.bundle_from_workdir(FLAGS.workdir)
+    else:
+        path = weights_lib.shipped_path() if source in ("", _SHIPPED) else source
+        bundle, config, card = weights_lib.load(path)
+    logging.info("weights: %s", card.get("file", FLAGS.workdir))
+    for field, value in config_flags.get_override_values(FLAGS["config"]).items():
+        with config.unlocked():
+            config.update_from_flattened_dict({field: value})
+    return bundle, config_lib.validate(config), card
+
+
+def _train() -> None:
+    from nuwaxl_jax.training import loop
+
+    loop.train(config_lib.validate(FLAGS.config), FLAGS.workdir)
+
+
+def _sample() -> None:
+    from nuwaxl_jax.hierarchy import sample
+
+    if not FLAGS.story:
+        raise UsageError("--story is missing; give a text file with one prompt a line")
+    if not os.path.isfile(FLAGS.story):
+        raise UsageError(f"--story: {FLAGS.story} does not exist; give a text file with one prompt a line")
+    bundle, config, card = _load_bundle()
+    sample.run(config, bundle, card, FLAGS.story, FLAGS.workdir, FLAGS.frames)
+
+
+def _eval() -> None:
+    from nuwaxl_jax.evaluation import run
+
+    bundle, config, card = _load_bundle()
+    run.run(config, bundle, card, FLAGS.workdir, num_stories=FLAGS.stories, num_frames=FLAGS.frames)
+
+
+def _export() -> None:
+    from nuwaxl_jax import weights as weights_lib
+    from nuwaxl_jax.training import export
+
+    if not FLAGS.weights.endswith(".safetensors"):
+        raise UsageError("--weights must name the .safetensors file to write")
+    bundle, config, card = export.bundle_from_workdir(FLAGS.workdir)
+    weights_lib.save(FLAGS.weights, bundle, config, card)
+    print(f"{FLAGS.weights}: {os.path.getsize(FLAGS.weights) / 1e6:.1f} MB")
+
+
+_MODES = {"train": _train, "sample": _sample, "eval": _eval, "export": _export}
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise UsageError(f"unknown argument {argv[1]!r}; options start with --")
+    _MODES[FLAGS.mode]()
+
+
+def run(argv: list[str] | None = None) -> None:
+    """Parses flags, runs, and turns a mistake of the user into one line and exit status 2."""
+    argv = sys.argv if argv is None else argv
+    logging.set_verbosity(logging.INFO)
+    try:
+        remaining = FLAGS(argv)
+    except Exception as error:  # absl and ml_collections raise many types for a wrong flag or a wrong config file
+        _refuse(error)
+    try:
+        main(remaining)
+    except (ValueError, FileNotFoundError) as error:
+        if os.environ.get("NUWAXL_TRACEBACK"):
+            raise
+        _refuse(error)
+
+
+def _refuse(error: Exception) -> None:
+    line = " ".join(str(error).split())
+    print(f"nuwaxl_jax: {line or type(error).__name__}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,236 @@
+"""Layers shared by the T-KLVAE and the MTD U-Net: convolutions, group norm, attention, and the temporal pair.
+
+Spatial layers see `[N, h, w, c]` with the frames folded into N, so that nothing spatial (group norm above all) mixes
+frames. Temporal layers see `[B, L, h, w, c]` and are the identity at initialisation (NUWA-XL, section 3.1): the
+convolution's centre tap is the unit matrix, the attention's output projection is zero.
+
+Compute runs in `dtype`; moments, softmax and parameters stay float32.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Dtype = jnp.dtype | type
+Initializer = Callable[..., jax.Array]
+
+
+def _im2col_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A stride-1 SAME convolution as one product: what XLA:CPU needs at very small maps."""
+    rows, cols, c_in, c_out = kernel.shape
+    n, h, w, _ = x.shape
+    padded = jnp.pad(x, ((0, 0), (rows // 2, rows // 2), (cols // 2, cols // 2), (0, 0)))
+    patches = [padded[:, i : i + h, j : j + w] for i in range(rows) for j in range(cols)]
+    flat = jnp.concatenate(patches, axis=-1).reshape(n * h * w, rows * cols * c_in)  # [N*h*w, k*k*c]
+    return (flat @ kernel.reshape(-1, c_out)).reshape(n, h, w, c_out)
+
+
+def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: str | tuple = "SAME") -> jax.Array:
+    """2-D convolution `[N, h, w, c_in]` by `[k, k, c_in, c_out]`, in the formulation that is fast on this platform.
+
+    XLA:CPU's convolution collapses to 1-2 % of its speed at maps of 2x2 and less (experiments/speed), where one
+    matrix product over gathered patches is equal and fast. Elsewhere it is `lax.conv_general_dilated`.
+    """
+    small = max(x.shape[1:3]) <= 2 and stride == 1 and padding == "SAME"
+    if small and kernel.shape[0] > 1 and jax.default_backend() == "cpu":
+        return _im2col_conv(x, kernel)
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def upsample_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Nearest-neighbour doubling and a 3x3 SAME convolution in one: `[N, h, w, c] -> [N, 2h, 2w, c_out]`.
+
+    Each output pixel sees at most 2x2 different input pixels, so the four output phases are four 2x2 convolutions
+    whose kernels are sums of the 3x3 kernel's taps: 4/9 of the products of the plain formulation, the same result up
+    to rounding.
+    """
+    n, h, w, _ = x.shape
+
+    def taps(k: jax.Array, phase: int) -> jax.Array:  # sums [3, ...] into the 2 inputs that this phase sees
+        return jnp.stack([k[0], k[1] + k[2]] if phase == 0 else [k[0] + k[1], k[2]])
+
+    phases = []
+    for row in (0, 1):
+        for col in (0, 1):
+            small = taps(jnp.moveaxis(taps(kernel, row), 1, 0), col)  # [cols 2, rows 2, c_in, c_out]
+            padding = ((1 - row, row), (1 - col, col))
+            phases.append(conv2d(x, jnp.moveaxis(small, 0, 1), 1, padding))
+    out = jnp.stack(phases, axis=3).reshape(n, h, w, 2, 2, -1)  # [N, h, w, row, col, c]
+    return out.transpose(0, 1, 3, 2, 4, 5).reshape(n, 2 * h, 2 * w, -1)
+
+
+class Conv2D(nn.Module):
+    """A 2-D convolution with bias on `[N, h, w, c]`; `upsample` doubles h and w before it (nearest, 3x3 alone)."""
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    padding: str | tuple = "SAME"
+    zero_init: bool = False
+    upsample: bool = False
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init: Initializer = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", init, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        out = upsample_conv(x, kernel) if self.upsample else conv2d(x, kernel, self.stride, self.padding)
+        return out + bias.astype(self.dtype)
+
+
+def num_groups(channels: int) -> int:
+    """Groups of a group norm: 32 from 64 channels on (as in latent diffusion), fewer below, always a divisor."""
+    return math.gcd(32, max(channels // 2, 1))
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation of each item of the batch, optionally followed by SiLU; moments in one float32 pass.
+
+    With frames folded into the batch it is per frame, as in the image networks that NUWA-XL starts from.
+    """
+
+    silu: bool = False
+    epsilon: float = 1e-6
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        groups = num_groups(channels)
+        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        # Moments of each channel first: XLA:CPU reduces over leading axes 3 to 7 times faster than over [P, c/g].
+        pixels = tuple(range(1, x.ndim - 1))
+        x = x.astype(jnp.float32)
+        per_group = channels // groups
+        mean = x.mean(pixels).reshape(-1, groups, per_group).mean(-1)  # [N, g]
+        square = jnp.square(x).mean(pixels).reshape(-1, groups, per_group).mean(-1)
+        inverse = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + self.epsilon)
+        gain = jnp.repeat(inverse, per_group, axis=1) * scale  # [N, c]
+        shift = bias - jnp.repeat(mean, per_group, axis=1) * gain
+        spatial = (x.shape[0],) + (1,) * (x.ndim - 2) + (channels,)
+        out = x * gain.reshape(spatial) + shift.reshape(spatial)
+        return (nn.silu(out) if self.silu else out).astype(self.dtype)
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int, mask: jax.Array | None = None) -> jax.Array:
+    """Multi-head attention of `q [..., Q, c]` to `k, v [..., K, c]`; softmax in float32, divided after the product.
+
+    Args:
+      mask: boolean, broadcastable to `[..., heads, Q, K]`; False keys are not seen.
+    """
+    head_dim = q.shape[-1] // num_heads
+
+    def split(x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:-1], num_heads, head_dim)  # [..., K, heads, d]
+
+    logits = jnp.einsum("...qhd,...khd->...hqk", split(q), split(k), preferred_element_type=jnp.float32)
+    logits = logits * head_dim**-0.5
+    if mask is not None:
+        logits = jnp.where(mask, logits, -1e30)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))  # [..., heads, Q, K]
+    out = jnp.einsum("...hqk,...khd->...qhd", weights.astype(v.dtype), split(v), preferred_element_type=jnp.float32)
+    out = out / jnp.moveaxis(weights.sum(-1), -1, -2)[..., None]
+    return out.reshape(*q.shape[:-1], q.shape[-1]).astype(q.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Projections and attention of a sequence `[..., n, c]` to itself; no norm, no residual."""
+
+    num_heads: int
+    zero_init: bool = False
+    use_bias: bool = False
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        channels = x.shape[-1]
+        qkv = nn.Dense(3 * channels, use_bias=self.use_bias, dtype=self.dtype, name="qkv")(x)
+        out = attention(*jnp.split(qkv, 3, axis=-1), self.num_heads, mask)
+        kernel_init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
+        return nn.Dense(channels, dtype=self.dtype, kernel_init=kernel_init, name="out")(out)
+
+
+def sinusoid(position: jax.Array, width: int, max_period: float = 10_000.0) -> jax.Array:
+    """Sinusoidal embedding `[..., width]` of `position [...]`, cosines first as in Stable Diffusion; float32."""
+    half = width // 2
+    frequency = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
+    angle = position.astype(jnp.float32)[..., None] * frequency
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+def identity_init(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.Array:
+    """`W[(k - 1) // 2] = I`, zero elsewhere, for a kernel `[k, c, c]` (NUWA-XL, section 3.1)."""
+    del key
+    taps, c_in, c_out = shape
+    return jnp.zeros(shape, dtype).at[(taps - 1) // 2].set(jnp.eye(c_in, c_out, dtype=dtype))
+
+
+class TemporalConv(nn.Module):
+    """1-D convolution over time at every pixel of `[B, L, h, w, c]`; zero padding at both ends.
+
+    Computed as a 2-D convolution with kernel (k, 1) over `[B, L, h*w, c]`. init: identity (the paper's) or random (Table 2a).
+    """
+
+    kernel_size: int = 3
+    init: str = "identity"
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        init = identity_init if self.init == "identity" else nn.initializers.lecun_normal()
+        kernel = self.param("kernel", init, (self.kernel_size, channels, channels), jnp.float32).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        b, length, h, w, _ = x.shape
+        columns = x.astype(self.dtype).reshape(b, length, h * w, channels)
+        out = jax.lax.conv_general_dilated(
+            columns, kernel[:, None], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return out.reshape(x.shape) + bias.astype(self.dtype)
+
+
+class TemporalAttention(nn.Module):
+    """Residual attention over the frames of `[B, L, h, w, c]` at every pixel; the output projection starts at zero.
+
+    positions: adds a sinusoidal frame index inside the branch (the networks' only notion of frame order beside the
+    temporal convolutions); without it the layer works at any length.
+    """
+
+    num_heads: int
+    positions: bool = True
+    init: str = "identity"
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        b, length, h, w, channels = x.shape
+        frames = x.reshape(b * length, h, w, channels)
+        normed = GroupNorm(dtype=self.dtype, name="norm")(frames).reshape(b, length, h * w, channels)
+        if self.positions:
+            place = sinusoid(jnp.arange(length), channels).astype(self.dtype)  # [L, c]
+            normed = normed + place[None, :, None]
+        sequence = normed.swapaxes(1, 2)  # [B, h*w, L, c]
+        attend = SelfAttention(self.num_heads, zero_init=self.init == "identity", dtype=self.dtype, name="attention")
+        out = attend(sequence).swapaxes(1, 2).reshape(x.shape)  # [B, L, h, w, c]
+        return x + out
+
+
+def fold(x: jax.Array) -> jax.Array:
+    """`[B, L, ...] -> [B*L, ...]`: frames into the batch."""
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+
+
+def unfold(x: jax.Array, length: int) -> jax.Array:
+    """`[B*L, ...] -> [B, L, ...]`."""
+    return x.reshape(-1, length, *x.shape[1:])

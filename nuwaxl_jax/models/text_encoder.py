@@ -1,0 +1,59 @@
+"""The CLIP text transformer (arXiv:2103.00020): what NUWA-XL reads its per-frame prompts with (section 3.2).
+
+Pre-norm blocks, causal self-attention, quick-GELU feed-forward of four times the width, a final norm. The paper uses
+a pre-trained one; small presets train it from scratch together with the denoiser.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nuwaxl_jax.models import layers
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x * sigmoid(1.702 x), CLIP's activation."""
+    return x * nn.sigmoid(1.702 * x)
+
+
+class TextBlock(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)), on `[n, N, D]`."""
+
+    num_heads: int
+    dtype: layers.Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        normed = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm1")(x)
+        x = x + layers.SelfAttention(self.num_heads, use_bias=True, dtype=self.dtype, name="attention")(normed, mask)
+        normed = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm2")(x)
+        hidden = quick_gelu(nn.Dense(4 * width, dtype=self.dtype, name="mlp_in")(normed))
+        return x + nn.Dense(width, dtype=self.dtype, name="mlp_out")(hidden)
+
+
+class TextEncoder(nn.Module):
+    """Tokens int32 `[..., N]` to last hidden states float32 `[..., N, D]`. Fields as in `config.default().text`."""
+
+    vocab_size: int
+    max_tokens: int
+    width: int
+    num_layers: int
+    num_heads: int
+    dtype: layers.Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        if tokens.shape[-1] > self.max_tokens:
+            raise ValueError(f"TextEncoder got {tokens.shape[-1]} tokens, text.max_tokens is {self.max_tokens}")
+        flat = tokens.reshape(-1, tokens.shape[-1])  # [n, N]
+        embed = nn.Embed(self.vocab_size, self.width, embedding_init=nn.initializers.normal(0.02), name="tokens")
+        place = self.param("positions", nn.initializers.normal(0.01), (self.max_tokens, self.width), jnp.float32)
+        x = (embed(flat) + place[: flat.shape[1]]).astype(self.dtype)
+        causal = jnp.tril(jnp.ones((flat.shape[1],) * 2, bool))
+        for i in range(self.num_layers):
+            x = TextBlock(self.num_heads, dtype=self.dtype, name=f"block{i}")(x, causal)
+        x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="final_norm")(x)
+        return x.astype(jnp.float32).reshape(*tokens.shape, self.width)

@@ -1,0 +1,1 @@
+"""Training: tasks, the step, the loop, metrics and checkpoints."""

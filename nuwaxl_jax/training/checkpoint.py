@@ -1,0 +1,260 @@
+"""Checkpoints: Orbax, a position in the data, the config, and a fingerprint of every array.
+
+    <workdir>/config.json                 the resolved config
+    <workdir>/<stage>/checkpoints/<step>/ state, ema, meta (step, data position, fingerprints, config)
+
+The EMA is an item of its own, so sampling reads it alone. Orbax does not notice a flipped byte in an array it restores;
+the fingerprint, computed on the device before the save and after the restore, does: it is a sum of the array's bits
+under odd weights modulo 2^32, so one changed element always changes it, and it does not depend on the sharding.
+
+The only file that uses Orbax.
+"""
+
+import json
+import os
+import tempfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from nuwaxl_jax import partitioning
+from nuwaxl_jax.training import metrics
+from nuwaxl_jax.training import state as state_lib
+
+CONFIG_FILE = 'config.json'
+_FOLDER = 'checkpoints'
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used. The message names the folder and the mend."""
+
+
+def _fingerprint(x: jax.Array) -> jax.Array:
+    """uint32 scalar of an array, the same under every sharding."""
+    if jnp.issubdtype(x.dtype, jnp.bool_):
+        x = x.astype(jnp.uint8)
+    width = x.dtype.itemsize
+    bits = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[width])
+    index = jnp.zeros(bits.shape, jnp.uint32)
+    for d in range(bits.ndim):
+        index = index * np.uint32(bits.shape[d]) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, d)
+    index = (index ^ (index >> 15)) * np.uint32(0x2C1B3C6D)  # mixed, so that swapped neighbours show too
+    return jnp.sum(bits.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)
+
+
+@jax.jit
+def _fingerprints(leaves: list[jax.Array]) -> jax.Array:
+    return jnp.stack([_fingerprint(x) for x in leaves])
+
+
+def fingerprints(tree: Any) -> dict[str, int]:
+    """{path: uint32} of a tree of arrays; waits for the device."""
+    paths = [partitioning.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    leaves = jax.tree.leaves(tree)
+    return dict(zip(paths, np.asarray(_fingerprints(leaves)).tolist())) if leaves else {}
+
+
+def _verify(tree: Any, saved: dict[str, int], where: str) -> None:
+    found = fingerprints(tree)
+    wrong = [name for name in sorted(set(found) | set(saved)) if found.get(name) != saved.get(name)]
+    if wrong:
+        raise CheckpointError(f'{where}: {len(wrong)} of {len(found)} arrays are not what was saved, first {wrong[0]!r}: '
+                              'the files are damaged; delete this folder to resume from the step before it.')
+
+
+def _items(state: state_lib.TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(state item, ema item)."""
+    item = dict(step=state.step, params=state.params, opt_state=state.opt_state)
+    return item if state.extra is None else dict(item, extra=state.extra), dict(params=state.ema_params)
+
+
+class Checkpointer:
+    """Saves and restores the states of one stage. Close it: only then is the last save complete."""
+
+    def __init__(self, directory: str, keep: int = 2):
+        self.directory = os.path.abspath(directory)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True,
+                                               enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def latest_step(self) -> int | None:
+        """The newest complete checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, state: state_lib.TrainState, *, data: dict[str, Any] | None, config: dict[str, Any]) -> None:
+        """Starts to save; returns when the arrays are copied, and writes in the background.
+
+        Args:
+          state: saved under its step; a step that is already saved is left as it is.
+          data: JSON position of the data iterator: the next batch it yields is the one after this state.
+          config: the resolved config as JSON values.
+
+        Raises:
+          Exception: what an earlier background save raised.
+        """
+        self.check()
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        item, ema = _items(state)
+        meta = dict(step=step, data=data, config=config, fingerprints=dict(state=fingerprints(item),
+                                                                          ema=fingerprints(ema)))
+        self._manager.save(step, force=True, args=ocp.args.Composite(
+            state=ocp.args.StandardSave(item), ema=ocp.args.StandardSave(ema), meta=ocp.args.JsonSave(meta)))
+
+    def check(self) -> None:
+        """Raises what a background save raised."""
+        self._manager.check_for_errors()
+
+    def restore(self, abstract: state_lib.TrainState, step: int | None = None
+                ) -> tuple[state_lib.TrainState, dict[str, Any]]:
+        """(state, meta) of `step` or the latest, laid out as `abstract` (ShapeDtypeStructs with shardings).
+
+        Any mesh may restore what any other saved.
+
+        Raises:
+          CheckpointError: nothing there, a model of other shapes, or damaged files.
+        """
+        step = self.latest_step() if step is None else step
+        where = os.path.join(self.directory, str(step))
+        if step is None:
+            raise CheckpointError(f'{self.directory}: no complete checkpoint; train this stage first.')
+        item, ema = _items(abstract)
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(item), ema=ocp.args.StandardRestore(ema), meta=ocp.args.JsonRestore()))
+        except Exception as error:
+            raise CheckpointError(f'{where}: cannot be restored ({type(error).__name__}: {_line(error)}); if the config '
+                                  'is the one it was saved with, its files are damaged: delete this folder to resume '
+                                  'from the step before it.') from error
+        _verify(restored.state, restored.meta['fingerprints']['state'], where)
+        _verify(restored.ema, restored.meta['fingerprints']['ema'], where)
+        state = state_lib.TrainState(step=restored.state['step'], params=restored.state['params'],
+                                     ema_params=restored.ema['params'], opt_state=restored.state['opt_state'],
+                                     extra=restored.state.get('extra'))
+        return state, restored.meta
+
+    def wait(self) -> None:
+        """Returns when every save is on disk; raises what one of them raised."""
+        self._manager.wait_until_finished()
+        self.check()
+
+    def close(self) -> None:
+        """Waits and releases."""
+        self.wait()
+        self._manager.close()
+
+
+def _line(error: BaseException) -> str:
+    text = ' '.join(str(error).split())
+    return text if len(text) < 300 else text[:300] + '...'
+
+
+def stage_directory(workdir: str, stage: str) -> str:
+    """Where the checkpoints of a stage lie."""
+    return os.path.join(os.path.abspath(workdir), stage, _FOLDER)
+
+
+def latest_step(workdir: str, stage: str) -> int | None:
+    """The newest complete checkpoint of a stage, or None; creates nothing."""
+    directory = stage_directory(workdir, stage)
+    if not os.path.isdir(directory):
+        return None
+    steps = ocp.utils.checkpoint_steps(directory)
+    return max(steps) if steps else None
+
+
+def restore_ema(workdir: str, stage: str, step: int | None = None) -> Any:
+    """The averaged parameters of a stage as a tree of numpy arrays, on any machine, whatever mesh saved them.
+
+    Raises:
+      CheckpointError: no checkpoint, or a damaged one.
+    """
+    step = latest_step(workdir, stage) if step is None else step
+    if step is None:
+        raise CheckpointError(f'{stage_directory(workdir, stage)}: no complete checkpoint; train stage {stage!r} first.')
+    where = os.path.join(stage_directory(workdir, stage), str(step))
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices(backend='cpu')[0])
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            path = os.path.join(where, 'ema')
+            saved = checkpointer.metadata(path)
+            target = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding),
+                                  dict(saved.item_metadata.tree))
+            tree = checkpointer.restore(path, target)
+        with open(os.path.join(where, 'meta', 'metadata'), encoding='utf-8') as file:
+            meta = json.load(file)
+    except Exception as error:
+        raise CheckpointError(f'{where}: cannot be restored ({type(error).__name__}: {_line(error)}); its files are '
+                              'damaged: delete this folder to use the step before it.') from error
+    _verify(tree, meta['fingerprints']['ema'], where)
+    return jax.tree.map(np.asarray, tree['params'])
+
+
+# Fields that may differ from those the workdir was made with: they change how long, how often, how fast or where, or
+# concern sampling alone.
+_FREE_FIELDS = ('num_steps', 'log_every', 'eval_every', 'sample_every', 'checkpoint_every', 'keep')
+_FREE_PREFIXES = ('name', 'train.stages', 'mesh.', 'sampler.', 'eval.', 'data.num_workers', 'data.num_threads',
+                  'data.prefetch', 'data.num_eval_episodes', 'hierarchy.chunk', 'hierarchy.microbatch',
+                  'hierarchy.overlap', 'hierarchy.strategy')
+
+
+def _flat(values: Any, prefix: str = '') -> dict[str, Any]:
+    out = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            out.update(_flat(value, f'{prefix}{key}.'))
+        else:
+            out[f'{prefix}{key}'] = value
+    return out
+
+
+def _is_free(name: str) -> bool:
+    return name.rsplit('.', 1)[-1] in _FREE_FIELDS or name.startswith(_FREE_PREFIXES)
+
+
+def write_json(path: str, values: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never a part."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix='.' + os.path.basename(path))
+    with os.fdopen(descriptor, 'w', encoding='utf-8') as file:
+        json.dump(values, file, indent=1, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+
+
+def claim_workdir(workdir: str, config_json: str) -> None:
+    """Writes <workdir>/config.json, unless the one there is of another experiment.
+
+    Args:
+      workdir: made where it does not exist.
+      config_json: the resolved config as JSON.
+
+    Raises:
+      ValueError: listing each field that differs, cadences and lengths apart.
+    """
+    path = os.path.join(os.path.abspath(workdir), CONFIG_FILE)
+    given = json.loads(config_json)
+    if os.path.exists(path):
+        try:
+            with open(path, encoding='utf-8') as file:
+                saved = json.load(file)
+        except json.JSONDecodeError as error:
+            raise ValueError(f'{path} is not JSON ({error}); restore it, or choose a new workdir.') from error
+        old, new = _flat(saved), _flat(given)
+        missing = '(absent)'
+        wrong = [f'{name} {old.get(name, missing)!r} -> {new.get(name, missing)!r}' for name in sorted({*old, *new})
+                 if old.get(name, missing) != new.get(name, missing) and not _is_free(name)]
+        if wrong:
+            raise ValueError(f'{workdir} was made with another config: ' + '; '.join(wrong) +
+                             '; use those values or a new workdir.')
+        if saved == given:
+            return
+    if jax.process_index() == 0:
+        write_json(path, given)
+        metrics.say(f'config: {path}')

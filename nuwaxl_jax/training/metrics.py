@@ -1,0 +1,133 @@
+"""Metrics: averages kept on the device, and a writer of JSON lines and TensorBoard events.
+
+The only file that uses clu and tensorboardX. A metric is a `clu.metrics.Average` (total, count): averages of steps,
+of micro-batches and of the examples of one level merge exactly, and one transfer a log interval brings them to the
+host. clu's own writers import TensorFlow; tensorboardX writes the same event files without it. Its videos need
+moviepy, so a video goes in as a raw image summary that holds an animated GIF, which TensorBoard plays.
+"""
+
+import io
+import json
+import os
+import sys
+from typing import Any
+
+from clu import metrics as clu_metrics
+from clu import parameter_overview
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+import tensorboardX
+from tensorboardX.proto import summary_pb2
+
+NEVER = np.iinfo(np.int32).max
+
+Average = clu_metrics.Average
+
+
+@flax.struct.dataclass
+class FirstBadStep:
+    """The first step whose loss or gradient was not finite, int32; NEVER where all were."""
+
+    step: jax.Array
+
+    def merge(self, other: 'FirstBadStep') -> 'FirstBadStep':
+        return FirstBadStep(jnp.minimum(self.step, other.step))
+
+
+def average(values: jax.Array, mask: jax.Array | None = None) -> Average:
+    """The mean of `values`, where `mask` (broadcastable, 0 or 1) is 1; an empty mask counts nothing."""
+    values = jnp.asarray(values, jnp.float32)
+    mask = jnp.ones_like(values) if mask is None else jnp.broadcast_to(jnp.asarray(mask, jnp.float32), values.shape)
+    # where, not a product: a value that is not finite outside the mask must not count.
+    return Average(total=jnp.sum(jnp.where(mask > 0, values * mask, 0.0)), count=jnp.sum(mask))
+
+
+def merge(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of two steps as one."""
+    return {name: a[name].merge(b[name]) for name in a}
+
+
+def to_host(values: dict[str, Any]) -> tuple[dict[str, float], int | None]:
+    """Waits for the device and returns (means, first bad step or None). Averages of nothing are left out."""
+    values = jax.device_get(values)
+    bad = values.get('first_bad_step')
+    means = {name: float(v.total / v.count) for name, v in values.items() if isinstance(v, Average) and v.count > 0}
+    return means, int(bad.step) if bad is not None and bad.step != NEVER else None
+
+
+def say(message: str) -> None:
+    """One line to the user, from the first process alone."""
+    if jax.process_index() == 0:
+        print(message, file=sys.stdout, flush=True)
+
+
+def parameter_table(params: Any, max_lines: int | None = None) -> str:
+    """Names, shapes, sizes and shardings of a tree of arrays, and the total."""
+    return parameter_overview.get_parameter_overview(params, include_stats='sharding', max_lines=max_lines)
+
+
+def gif(video: np.ndarray, fps: float = 8.0) -> bytes:
+    """An animated GIF of uint8 [F, H, W, 3]."""
+    frames = [Image.fromarray(frame) for frame in np.asarray(video)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, format='GIF', save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
+    return buffer.getvalue()
+
+
+class MetricWriter:
+    """Writes scalars, images and videos of a run; silent on every process but the first.
+
+    Files: <directory>/metrics.jsonl, one {"step": .., name: value} a line, and TensorBoard events.
+    """
+
+    def __init__(self, directory: str):
+        self._events = self._lines = None
+        if jax.process_index() == 0:
+            os.makedirs(directory, exist_ok=True)
+            self._lines = open(os.path.join(directory, 'metrics.jsonl'), 'a', encoding='utf-8')
+            self._events = tensorboardX.SummaryWriter(directory, flush_secs=30)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Writes named numbers."""
+        if self._lines is None:
+            return
+        self._lines.write(json.dumps({'step': step, **{k: float(v) for k, v in values.items()}}) + '\n')
+        self._lines.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, float(value), step)
+
+    def media(self, step: int, values: dict[str, np.ndarray], fps: float = 8.0) -> None:
+        """Writes named uint8 images [H, W, 3] and videos [F, H, W, 3].
+
+        Raises:
+          ValueError: another dtype or another number of dimensions.
+        """
+        if self._events is None:
+            return
+        for name, value in values.items():
+            value = np.asarray(value)
+            if value.dtype != np.uint8 or value.ndim not in (3, 4) or value.shape[-1] != 3:
+                raise ValueError(f'{name!r} is {value.dtype} {value.shape}; an image is uint8 [H, W, 3], a video uint8 '
+                                 '[F, H, W, 3].')
+            if value.ndim == 3:
+                self._events.add_image(name, value, step, dataformats='HWC')
+                continue
+            image = summary_pb2.Summary.Image(height=value.shape[1], width=value.shape[2], colorspace=3,
+                                              encoded_image_string=gif(value, fps))
+            summary = summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=name, image=image)])
+            self._events.file_writer.add_summary(summary, step)
+
+    def text(self, step: int, name: str, value: str) -> None:
+        """Writes a text."""
+        if self._events is not None:
+            self._events.add_text(name, value, step)
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        if self._lines is not None:
+            self._lines.close()
+            self._events.close()
+            self._lines = self._events = None

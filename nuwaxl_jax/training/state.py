@@ -1,0 +1,88 @@
+"""What training changes, in one tree: the step, the parameters, their moving average, the optimiser.
+
+No key is kept: the key of a step is fold_in(key(seed), step), so (seed, step) is the whole state of randomness.
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import optax
+
+from nuwaxl_jax import partitioning
+
+
+@flax.struct.dataclass
+class TrainState:
+    """step int32 (finished optimiser steps); params and ema_params float32 trees of one structure; opt_state; extra.
+
+    `extra` is a tree that a task may use for anything else it must keep (None: nothing).
+    """
+
+    step: jax.Array
+    params: Any
+    ema_params: Any
+    opt_state: Any
+    extra: Any = None
+
+
+def _new(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    # The copy keeps params and ema_params separate buffers: both are donated to the step.
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, ema_params=jax.tree.map(jnp.copy, params),
+                      opt_state=optimizer.init(params))
+
+
+def abstract(task: Any, optimizer: optax.GradientTransformation, mesh: Mesh, min_size: int = 2**16) -> TrainState:
+    """The state's shapes, dtypes and shardings, nothing computed: leaves are ShapeDtypeStructs.
+
+    Args:
+      task: with init(key) -> params.
+      optimizer: as `create`.
+      mesh: made by `partitioning.make_mesh`.
+      min_size: smallest parameter that is sharded over fsdp.
+    """
+    shapes = jax.eval_shape(lambda key: _new(task.init(key), optimizer), jax.random.key(0))
+    shardings = partitioning.param_shardings(shapes, mesh, min_size)
+    return jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
+
+
+def shardings(state: TrainState) -> TrainState:
+    """The sharding of each leaf of an abstract or a real state."""
+    return jax.tree.map(lambda leaf: leaf.sharding, state)
+
+
+def create(task: Any, optimizer: optax.GradientTransformation, key: jax.Array, mesh: Mesh | None = None, *,
+           params: Any = None, min_size: int = 2**16) -> TrainState:
+    """A new state, laid out over the mesh: no device ever holds more than its shard.
+
+    Args:
+      task: with init(key) -> params.
+      optimizer: an optax transformation.
+      key: typed key of the initialisation.
+      mesh: None is a mesh of one device.
+      params: start from these (numpy or jax arrays; the previous stage's EMA) instead of init(key).
+      min_size: smallest parameter that is sharded over fsdp.
+
+    Raises:
+      ValueError: `params` whose structure or shapes are not those of the task.
+    """
+    mesh = partitioning.make_mesh(1, devices=jax.local_devices()[:1]) if mesh is None else mesh
+    target = abstract(task, optimizer, mesh, min_size)
+    out = shardings(target)
+    if params is None:
+        return jax.jit(lambda k: _new(task.init(k), optimizer), out_shardings=out)(key)
+    check_like(params, target.params, 'the parameters to start from')
+    params = jax.tree.map(jax.device_put, params, out.params)
+    return jax.jit(lambda p: _new(p, optimizer), out_shardings=out)(params)
+
+
+def check_like(params: Any, target: Any, what: str) -> None:
+    """Raises ValueError naming the first leaf where `params` has another path or shape than `target`."""
+    given = {partitioning.path_name(p): tuple(v.shape) for p, v in jax.tree_util.tree_leaves_with_path(params)}
+    wanted = {partitioning.path_name(p): tuple(v.shape) for p, v in jax.tree_util.tree_leaves_with_path(target)}
+    for name in sorted(set(given) | set(wanted)):
+        if given.get(name) != wanted.get(name):
+            raise ValueError(f'{what}: {name!r} has shape {given.get(name, "(missing)")}, the model of this config '
+                             f'wants {wanted.get(name, "(nothing)")}; use the config those parameters were made with.')
