@@ -19,7 +19,7 @@ import io
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import av
@@ -31,6 +31,7 @@ VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif")
 
 _STRICT = "crccheck+bitstream+buffer+explode"
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif"
+_OPEN = {"err_detect": _STRICT, "protocol_whitelist": "file", "format_whitelist": _CONTAINERS}
 _BT709, _UNSPECIFIED, _LIMITED_RANGE = 1, 2, 1  # AVCOL_SPC_BT709, _UNSPECIFIED, AVCOL_RANGE_MPEG
 _MODES = reformatter.Interpolation
 _QUALITY = _MODES.ACCURATE_RND | _MODES.FULL_CHR_H_INT
@@ -76,28 +77,41 @@ def _check_limits(path: str, limits: Limits, *, pixels: int = 0, seconds: float 
             raise VideoError(f"{path}: {value:.0f} {unit} are over the limit of {most:g}; scale or cut the file.")
 
 
-def _deadline(path: str, limits: Limits) -> Callable[[], None]:
-    """A function that raises once the time of a call is used up."""
-    end = time.monotonic() + limits.call_seconds
-
-    def check():
-        if time.monotonic() > end:
-            raise VideoError(f"{path}: took more than {limits.call_seconds:g} s; re-encode or remove the file.")
-
-    return check
-
-
-class VideoReader:
-    """Frame-exact random access to one file. Not thread-safe: one reader a thread.
+@dataclasses.dataclass(frozen=True, eq=False)
+class VideoIndex:
+    """What walking a file's packets tells; a reader made with it opens at once.
 
     Attributes:
-      path: the file.
-      info: its VideoInfo.
+      info: the file's VideoInfo.
       times: float64 [num_frames], seconds from the first frame.
+      pts: int64 [num_frames], presentation times in the stream's unit; None where no seek into the file is possible.
+      keys: int64 [K], the frames that are key frames; None as well.
+      stamp: size and modification time of the file.
     """
 
-    def __init__(self, path: str | os.PathLike, limits: Limits = Limits()):
-        """Opens and indexes a file.
+    info: VideoInfo
+    times: np.ndarray
+    pts: np.ndarray | None
+    keys: np.ndarray | None
+    stamp: tuple[int, int]
+
+
+def _ends_with(path: str, mark: bytes) -> bool:
+    with open(path, "rb") as file:
+        file.seek(-min(16, os.path.getsize(path)), os.SEEK_END)
+        return file.read().rstrip(b"\0").endswith(mark)
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
+class VideoReader(contextlib.AbstractContextManager):
+    """Frame-exact random access to the file `path`, with its `index` and `info`. Not thread-safe."""
+
+    def __init__(self, path: str | os.PathLike, limits: Limits = Limits(), index: VideoIndex | None = None):
+        """Opens a file, and walks through it unless its `index` is known from before.
 
         Raises:
           VideoError: no video, cut off, damaged packets, or over a limit.
@@ -112,10 +126,10 @@ class VideoReader:
             raise FileNotFoundError(f"{self.path}: no such file.")
         with self._errors("cannot be read as a video"):
             self._open()
-            self._scan()
-
-    def __enter__(self) -> "VideoReader":
-        return self
+            self.index = self._scan() if index is None else index
+            self.info = self.index.info
+            if self.index.stamp != _stamp(self.path):
+                raise VideoError(f"{self.path}: has changed since it was indexed; start again.")
 
     def __exit__(self, *_):
         self.close()
@@ -127,31 +141,26 @@ class VideoReader:
         self._container = None
 
     def read(self, index: np.ndarray, size: int | None = None) -> np.ndarray:
-        """Decodes frames.
+        """Decodes frames `index` (int [n], any order, repeats allowed): uint8 [n, H, W, 3], RGB.
 
-        Args:
-          index: int [n], frame numbers in any order, repeats allowed.
-          size: scale the short side to this and keep the centred square; None: full frames.
-
-        Returns:
-          uint8 [n, H, W, 3], RGB.
+        With `size`, the short side is scaled to it and the centred square is kept.
 
         Raises:
           VideoError: damaged, or slower than the time limit.
           IndexError: outside 0..num_frames-1.
         """
         index = np.asarray(index)
-        if index.ndim != 1 or (index.size and not np.issubdtype(index.dtype, np.integer)):
+        if index.ndim != 1 or index.dtype.kind not in "iu":
             raise ValueError(f"index must be integers of shape [n], got {index.dtype} {index.shape}.")
         if index.size and not 0 <= index.min() <= index.max() < self.info.num_frames:
             raise IndexError(f"{self.path}: frames {index.min()}..{index.max()} of a video of {self.info.num_frames}.")
         shape = (size, size) if size is not None else (self.info.height, self.info.width)
         unique, inverse = np.unique(index, return_inverse=True)
         frames = np.empty((len(unique), *shape, 3), np.uint8)
-        check_time = _deadline(self.path, self._limits)
+        self._end = time.monotonic() + self._limits.call_seconds
         with self._errors("damaged"):
             for row, number in enumerate(unique.tolist()):
-                frames[row] = self._to_rgb(self._decode(number, check_time), size)
+                frames[row] = self._to_rgb(self._decode(number), size)
         return frames[inverse]
 
     def chunks(self, num: int = 64, size: int | None = None) -> Iterator[np.ndarray]:
@@ -165,17 +174,17 @@ class VideoReader:
             yield
         except BaseException as error:
             self.close()
-            if isinstance(error, (av.FFmpegError, TypeError)):
+            if isinstance(error, (av.FFmpegError, StopIteration)):
                 raise VideoError(f"{self.path}: {what}, at frame {self._position + 1} ({error}).") from error
             raise
 
+    def _check_time(self) -> None:
+        if time.monotonic() > self._end:
+            raise VideoError(f"{self.path}: took over {self._limits.call_seconds:g} s; re-encode or remove the file.")
+
     def _open(self) -> None:
         self.close()
-        self._container = av.open(
-            self.path,
-            "r",
-            container_options={"err_detect": _STRICT, "protocol_whitelist": "file", "format_whitelist": _CONTAINERS},
-        )
+        self._container = av.open(self.path, "r", container_options=_OPEN)
         if not self._container.streams.video or self._container.streams.video[0].codec_context is None:
             raise VideoError(f"{self.path}: holds no video that can be decoded.")
         self._stream = self._container.streams.video[0]
@@ -187,77 +196,79 @@ class VideoReader:
         self._decoded = self._container.decode(self._stream)
         self._position, self._frame = -1, None  # the last decoded frame
 
-    def _scan(self) -> None:
+    def _scan(self) -> VideoIndex:
         """Walks the packets: presentation times, key frames, and whether the file is whole."""
-        check_time = _deadline(self.path, self._limits)
-        start, times, keys, end = (self._container.start_time or 0) / 1e6, [], [], 0.0
+        self._end = time.monotonic() + self._limits.call_seconds
+        expected = len(self._stream.index_entries)
+        times, are_keys, packets, ends = [], [], 0, {}
         for packet in self._container.demux():
-            check_time()
+            self._check_time()
             if packet.is_corrupt:
                 raise VideoError(f"{self.path}: damaged or cut off after frame {len(times)}.")
+            stream = packet.stream_index
             if packet.pts is not None:
-                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base) - start)
-            if packet.stream_index == self._stream.index and packet.size and not packet.is_discard:
-                times.append(packet.pts)
-                keys.append(packet.is_keyframe)
-                _check_limits(self.path, self._limits, frames=len(times))
-        kind = self._container.format.name
-        if kind == "gif":  # declares no duration, but has an end mark
-            with open(self.path, "rb") as file:
-                file.seek(-min(16, os.path.getsize(self.path)), os.SEEK_END)
-                if not file.read().rstrip(b"\0").endswith(b";"):
-                    raise VideoError(f"{self.path}: cut off: the end mark of a GIF is missing.")
-        if not times or len(times) < self._stream.frames or end < self._declared - max(1.0, 0.05 * self._declared):
-            raise VideoError(f"{self.path}: cut off: {len(times)} frames, {end:.1f} of {self._declared:.1f} s are there.")
+                ends[stream] = max(ends.get(stream, 0), packet.pts + (packet.duration or 0))
+            if stream == self._stream.index and packet.size:
+                packets += 1
+                if not packet.is_discard:  # an edit list may hide frames
+                    times.append(packet.pts)
+                    are_keys.append(packet.is_keyframe)
+                if packets > self._limits.max_frames:
+                    _check_limits(self.path, self._limits, frames=packets)
+        streams, kind = self._container.streams, self._container.format.name
+        end = max([float(at * streams[stream].time_base) for stream, at in ends.items()], default=0.0)
+        end -= (self._container.start_time or 0) / 1e6
+        if not times or packets < expected or end < self._declared - max(1.0, 0.05 * self._declared):
+            raise VideoError(f"{self.path}: cut off: {packets} frames, {end:.1f} of {self._declared:.1f} s are there.")
+        if kind == "gif" and not _ends_with(self.path, b";"):
+            raise VideoError(f"{self.path}: cut off: the end mark of a GIF is missing.")
         rate = float(self._stream.average_rate or self._stream.guessed_rate or 25)
-        timed = kind != "avi" and None not in times and len(set(times)) == len(times)  # AVI's are decoding times
-        self._seekable = timed and kind != "gif"
-        self.times = np.arange(len(times)) / rate
-        if timed:
+        seconds, pts, keys = np.arange(len(times)) / rate, None, None
+        if kind != "avi" and None not in times and len(set(times)) == len(times):  # AVI's are decoding times
             order = np.argsort(times)
-            self._pts = np.asarray(times, np.int64)[order]
-            self._keys = np.flatnonzero(np.asarray(keys)[order])
-            self.times = (self._pts - self._pts[0]) * float(self._stream.time_base)
-        seconds = float(self.times[-1]) + 1 / rate
-        _check_limits(self.path, self._limits, seconds=seconds)
+            pts, keys = np.asarray(times, np.int64)[order], np.flatnonzero(np.asarray(are_keys)[order])
+            seconds = (pts - pts[0]) * float(self._stream.time_base)
+        _check_limits(self.path, self._limits, seconds=seconds[-1] + 1 / rate)
         self._open()
-        first = self._decode(0, check_time)  # tells the rotation, and that there is a decoder
+        first = next(self._decoded)  # tells the rotation, and that there is a decoder
+        self._open()
         height, width = (first.width, first.height) if first.rotation % 180 else (first.height, first.width)
-        self.info = VideoInfo(len(times), rate, width, height, seconds)
+        info = VideoInfo(len(times), rate, width, height, float(seconds[-1] + 1 / rate))
+        return VideoIndex(info, seconds, *((None, None) if kind == "gif" else (pts, keys)), _stamp(self.path))
 
-    def _decode(self, number: int, check_time: Callable[[], None]) -> av.VideoFrame:
+    def _decode(self, number: int) -> av.VideoFrame:
         """Frame `number`; continues from the last one where no key frame lies between."""
         if self._container is None:
             self._open()
         if number == self._position:
             return self._frame
-        if not self._seekable:
+        if self.index.pts is None:
             if number < self._position:
                 self._open()
-            return self._forward(number, check_time)
-        key = int(np.searchsorted(self._keys, number, side="right")) - 1
-        if self._position < number and (key < 0 or self._keys[key] <= self._position + 1):
-            return self._forward(number, check_time)
+            return self._forward(number)
+        key = int(np.searchsorted(self.index.keys, number, side="right")) - 1
+        if self._position < number and (key < 0 or self.index.keys[key] <= self._position + 1):
+            return self._forward(number)
         # A container's own index may lead past the frame, and a decoder may fail on what precedes a key frame in an
         # open group of pictures: then one key frame further back, and last from the start.
-        for attempt in self._keys[max(0, key - 1) : key + 1][::-1].tolist():
-            self._container.seek(int(self._pts[attempt]), stream=self._stream, backward=True)
+        for attempt in self.index.keys[max(0, key - 1) : key + 1][::-1].tolist():
+            self._container.seek(int(self.index.pts[attempt]), stream=self._stream, backward=True)
             self._decoded, self._position = self._container.decode(self._stream), attempt - 1
             try:
-                return self._forward(number, check_time)
+                return self._forward(number)
             except (_Missed, av.FFmpegError):
                 continue
         self._open()
-        return self._forward(number, check_time)
+        return self._forward(number)
 
-    def _forward(self, number: int, check_time: Callable[[], None]) -> av.VideoFrame:
+    def _forward(self, number: int) -> av.VideoFrame:
         """Decodes up to frame `number`; _Missed where it does not come."""
         for frame in self._decoded:
-            check_time()
+            self._check_time()
             position = self._position + 1
-            if self._seekable:
-                position = int(np.searchsorted(self._pts, frame.pts)) if frame.pts is not None else len(self._pts)
-                if position == len(self._pts) or self._pts[position] != frame.pts:
+            if self.index.pts is not None:
+                position = int(np.searchsorted(self.index.pts, -1 if frame.pts is None else frame.pts))
+                if position == self.info.num_frames or self.index.pts[position] != frame.pts:
                     continue  # hidden by an edit list
             self._position, self._frame = position, frame
             if position == number and not frame.is_corrupt:
@@ -274,17 +285,12 @@ class VideoReader:
             height, width = max(size, round(height * scale)), max(size, round(width * scale))
             top, left = (height - size) // 2, (width - size) // 2
         # High definition without a colour tag is BT.709 by convention, smaller frames are BT.601.
-        untagged_hd = frame.colorspace == _UNSPECIFIED and frame.height >= 720
+        colours = _BT709 if frame.colorspace == _UNSPECIFIED and frame.height >= 720 else None
+        scaling = (_MODES.AREA if height < frame.height else _MODES.BICUBIC) | _QUALITY
         rgb = self._reformatter.reformat(
-            frame,
-            width=width,
-            height=height,
-            format="rgb24",
-            src_colorspace=_BT709 if untagged_hd else None,
-            interpolation=(_MODES.AREA if height < frame.height else _MODES.BICUBIC) | _QUALITY,
-            threads=1,
-        ).to_ndarray()
-        return np.rot90(rgb[top:, left:][:size, :size], round(frame.rotation / 90))
+            frame, width, height, "rgb24", src_colorspace=colours, interpolation=scaling, threads=1
+        )
+        return np.rot90(rgb.to_ndarray()[top:, left:][:size, :size], round(frame.rotation / 90))
 
 
 def read_info(path: str | os.PathLike, limits: Limits = Limits()) -> VideoInfo:
@@ -298,10 +304,10 @@ def _temporary_name(path: str | os.PathLike) -> str:
     return os.path.join(folder, f".{name}.{uuid.uuid4().hex[:12]}.tmp")
 
 
-class VideoWriter:
+class VideoWriter(contextlib.AbstractContextManager):
     """Streams frames into an H.264 mp4 that appears under its name only when complete; a context manager.
 
-    An exception inside the `with` block discards the file and leaves one of that name as it was.
+    An exception inside the `with` block, or no frame, discards the file and leaves one of that name as it was.
     """
 
     def __init__(
@@ -328,17 +334,23 @@ class VideoWriter:
         self._container = None
         self._reformatter = reformatter.VideoReformatter()
 
-    def __enter__(self) -> "VideoWriter":
-        return self
-
     def __exit__(self, kind, *_):
-        if kind is None:
-            self.close()
-        else:
-            self.discard()
+        try:
+            if kind is None and self._container is None:
+                raise ValueError(f"{self.path}: no frame was written.")
+            if kind is None:
+                self._container.mux(self._stream.encode())
+                self._container.close()
+                os.replace(self._temporary, self.path)
+        finally:
+            if self._container is not None:
+                self._container.close()
+            if os.path.exists(self._temporary):
+                os.remove(self._temporary)
 
     def write(self, frames: np.ndarray) -> None:
         """Appends frames, uint8 [n, H, W, 3], RGB; H and W even and always the same."""
+        frames = np.asarray(frames)
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
             raise ValueError(f"frames are {frames.dtype} {frames.shape}; give uint8 [n, H, W, 3].")
         if self._container is None and len(frames):
@@ -352,31 +364,6 @@ class VideoWriter:
             self._container.mux(self._stream.encode(frame))
             self.num_frames += 1
 
-    def close(self) -> None:
-        """Completes the file and gives it its name.
-
-        Raises:
-          ValueError: where no frame was written.
-        """
-        if self._container is None:
-            raise ValueError(f"{self.path}: no frame was written.")
-        try:
-            self._container.mux(self._stream.encode())
-            self._container.close()
-            os.replace(self._temporary, self.path)
-        except BaseException:
-            self.discard()
-            raise
-
-    def discard(self) -> None:
-        """Removes what was written."""
-        if self._container is not None:
-            try:
-                self._container.close()
-            finally:
-                if os.path.exists(self._temporary):
-                    os.remove(self._temporary)
-
     def _start(self, height: int, width: int) -> None:
         if height % 2 or width % 2:
             raise ValueError(f"frames are {height}x{width}; H.264 in yuv420p needs even sides: pad or crop by a pixel.")
@@ -384,24 +371,21 @@ class VideoWriter:
         self._stream = self._container.add_stream("libx264", rate=self._rate, options=self._options)
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
         codec = self._stream.codec_context
-        codec.time_base = 1 / self._rate
+        codec.time_base, codec.color_range = 1 / self._rate, _LIMITED_RANGE
         codec.colorspace = codec.color_primaries = codec.color_trc = _BT709
-        codec.color_range = _LIMITED_RANGE
 
 
 def write_mp4(path: str | os.PathLike, frames: np.ndarray | Iterable[np.ndarray], fps: float, **options: Any) -> int:
-    """Writes frames, uint8 [F, H, W, 3] or an iterable of such chunks; returns F.
-
-    Memory holds one chunk. `options` and errors are `VideoWriter`'s.
-    """
+    """Writes uint8 [F, H, W, 3], or an iterable of such chunks, as `VideoWriter` does; returns F."""
     with VideoWriter(path, fps, **options) as writer:
-        for chunk in [frames] if isinstance(frames, np.ndarray) else frames:
+        for chunk in [frames] if hasattr(frames, "shape") else frames:
             writer.write(chunk)
     return writer.num_frames
 
 
 def gif_bytes(frames: np.ndarray, fps: float) -> bytes:
     """An endless GIF of uint8 [F, H, W, 3], 256 colours a frame; equal neighbours become one longer frame."""
+    frames = np.asarray(frames)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
         raise ValueError(f"frames are {frames.dtype} {frames.shape}; give uint8 [F, H, W, 3], F >= 1.")
     images = [Image.fromarray(frame) for frame in frames]
@@ -413,11 +397,7 @@ def gif_bytes(frames: np.ndarray, fps: float) -> bytes:
 
 def write_gif(path: str | os.PathLike, frames: np.ndarray, fps: float) -> None:
     """Writes `gif_bytes` to a file, all or nothing."""
-    temporary = _temporary_name(path)
-    try:
-        with open(temporary, "xb") as file:
-            file.write(gif_bytes(frames, fps))
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+    data, temporary = gif_bytes(frames, fps), _temporary_name(path)
+    with open(temporary, "xb") as file:
+        file.write(data)
+    os.replace(temporary, path)

@@ -62,7 +62,7 @@ def test_random_access_is_frame_exact(mp4):
     order = np.random.default_rng(0).integers(0, 300, 60)
     with video_io.VideoReader(mp4) as reader:
         assert dataclasses.astuple(reader.info) == pytest.approx((300, 24.0, 64, 48, 12.5))
-        np.testing.assert_allclose(reader.times, np.arange(300) / 24, atol=1e-6)
+        np.testing.assert_allclose(reader.index.times, np.arange(300) / 24, atol=1e-6)
         np.testing.assert_array_equal(numbers(reader.read(order)), order)
         for number in order[:20]:  # one at a time: forwards, backwards, twice the same
             assert numbers(reader.read(np.array([number, number]))).tolist() == [number, number]
@@ -195,7 +195,7 @@ def test_not_a_video(folder):
         (dict(max_pixels=1000), "pixels"),
         (dict(max_seconds=3.0), "s of video"),
         (dict(max_frames=100), "frames"),
-        (dict(call_seconds=0.0), "took more than"),
+        (dict(call_seconds=0.0), "took over"),
     ],
 )
 def test_limits(mp4, limits, what):
@@ -247,7 +247,7 @@ def test_gif_round_trip(tmp_path):
     video_io.write_gif(path, frames, 10)
     with video_io.VideoReader(path) as reader:
         assert reader.info.num_frames == 20
-        np.testing.assert_allclose(reader.times, np.arange(20) / 10, atol=1e-6)
+        np.testing.assert_allclose(reader.index.times, np.arange(20) / 10, atol=1e-6)
         order = np.array([19, 3, 3, 0, 12])
         np.testing.assert_array_equal(numbers(reader.read(order)), order)
         assert reader.read(np.array([5]), size=32).shape == (1, 32, 32, 3)
@@ -256,3 +256,32 @@ def test_gif_round_trip(tmp_path):
     (tmp_path / "cut.gif").write_bytes(path.read_bytes()[:-300])
     with pytest.raises(video_io.VideoError, match="cut off"):
         video_io.read_info(tmp_path / "cut.gif")
+
+
+def test_edit_list_hides_frames_before_the_start(folder):
+    av = pytest.importorskip("av")
+    path = folder / "trimmed.mp4"
+    with av.open(str(path), "w", format="mp4", options={"avoid_negative_ts": "disabled"}) as output:
+        stream = output.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number, array in enumerate(numbered(40)):
+            frame = av.VideoFrame.from_ndarray(array, format="rgb24")
+            frame.pts = number - 10
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    with video_io.VideoReader(path) as reader:
+        assert reader.info.num_frames == 30
+        np.testing.assert_array_equal(numbers(reader.read(np.arange(30))), np.arange(10, 40))
+        assert numbers(reader.read(np.array([2])))[0] == 12
+
+
+def test_an_index_opens_a_file_at_once_until_the_file_changes(tmp_path):
+    path = tmp_path / "a.mp4"
+    video_io.write_mp4(path, numbered(20), 24)
+    with video_io.VideoReader(path) as reader:
+        index = reader.index
+    with video_io.VideoReader(path, index=index) as reader:
+        assert numbers(reader.read(np.array([13])))[0] == 13
+    video_io.write_mp4(path, numbered(21), 24)
+    with pytest.raises(video_io.VideoError, match="changed"):
+        video_io.VideoReader(path, index=index)

@@ -34,7 +34,7 @@ import numpy as np
 
 from nuwaxl_jax.diffusion import schedules
 
-PREDICTIONS = ('eps', 'x0', 'v')
+PREDICTIONS = ("eps", "x0", "v")
 
 
 def posterior_coefficients(ac_t: np.ndarray, ac_s: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -74,8 +74,8 @@ class GaussianDiffusion:
     zero_terminal_snr: bool
 
     @classmethod
-    def create(cls, *, schedule: str = 'scaled_linear', num_timesteps: int = 1000, prediction: str = 'eps',
-               zero_terminal_snr: bool = False) -> 'GaussianDiffusion':
+    def create(cls, *, schedule: str = "scaled_linear", num_timesteps: int = 1000, prediction: str = "eps",
+               zero_terminal_snr: bool = False) -> "GaussianDiffusion":
         """Returns the process.
 
         Raises:
@@ -86,8 +86,8 @@ class GaussianDiffusion:
 
     def __post_init__(self):
         if self.prediction not in PREDICTIONS:
-            raise ValueError(f'prediction {self.prediction!r} is unknown; choose one of {sorted(PREDICTIONS)}.')
-        if self.zero_terminal_snr and self.prediction == 'eps':
+            raise ValueError(f"prediction {self.prediction!r} is unknown; choose one of {sorted(PREDICTIONS)}.")
+        if self.zero_terminal_snr and self.prediction == "eps":
             raise ValueError("zero_terminal_snr cannot go with prediction 'eps': the last step holds no signal, so eps "
                              "does not determine x0 there; set prediction to 'v' or 'x0', or zero_terminal_snr to False.")
         self.alphas_cumprod.setflags(write=False)  # Also checks the schedule and num_timesteps.
@@ -113,9 +113,9 @@ class GaussianDiffusion:
 
     def target(self, x0: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
         """What the network should predict for this x0 and eps at t, float32 [B, ...]."""
-        if self.prediction == 'x0':
+        if self.prediction == "x0":
             return _float32(x0)
-        if self.prediction == 'eps':
+        if self.prediction == "eps":
             return _float32(eps)
         alpha, sigma = self._alpha_sigma(t, x0)
         return alpha * _float32(eps) - sigma * _float32(x0)
@@ -133,27 +133,27 @@ class GaussianDiffusion:
           ValueError: an unknown kind, or 'eps' under zero terminal SNR.
         """
         kind = self._check_kind(kind)
-        if kind == 'x0':
+        if kind == "x0":
             return _float32(prediction)
         alpha, sigma = self._alpha_sigma(t, x_t)
-        if kind == 'v':
+        if kind == "v":
             return alpha * _float32(x_t) - sigma * _float32(prediction)
         return (_float32(x_t) - sigma * _float32(prediction)) / alpha
 
     def to_eps(self, x_t: jax.Array, t: jax.Array, prediction: jax.Array, kind: str | None = None) -> jax.Array:
         """The noise that a prediction implies, float32 [B, ...]; arguments and errors as for `to_x0`."""
         kind = self._check_kind(kind)
-        if kind == 'eps':
+        if kind == "eps":
             return _float32(prediction)
         alpha, sigma = self._alpha_sigma(t, x_t)
-        if kind == 'v':
+        if kind == "v":
             return sigma * _float32(x_t) + alpha * _float32(prediction)
         return (_float32(x_t) - alpha * _float32(prediction)) / sigma
 
     def to_v(self, x_t: jax.Array, t: jax.Array, prediction: jax.Array, kind: str | None = None) -> jax.Array:
         """The v that a prediction implies, float32 [B, ...]; arguments and errors as for `to_x0`."""
         kind = self._check_kind(kind)
-        if kind == 'v':
+        if kind == "v":
             return _float32(prediction)
         alpha, sigma = self._alpha_sigma(t, x_t)
         return alpha * self.to_eps(x_t, t, prediction, kind) - sigma * self.to_x0(x_t, t, prediction, kind)
@@ -184,8 +184,8 @@ class GaussianDiffusion:
     def _check_kind(self, kind: str | None) -> str:
         kind = self.prediction if kind is None else kind
         if kind not in PREDICTIONS:
-            raise ValueError(f'kind {kind!r} is unknown; choose one of {sorted(PREDICTIONS)}.')
-        if kind == 'eps' and self.zero_terminal_snr:
+            raise ValueError(f"kind {kind!r} is unknown; choose one of {sorted(PREDICTIONS)}.")
+        if kind == "eps" and self.zero_terminal_snr:
             raise ValueError("eps cannot be converted under zero_terminal_snr: at the last step it does not determine "
                              "x0; predict 'v' or 'x0'.")
         return kind
@@ -199,7 +199,7 @@ def _gather(table: np.ndarray, t: jax.Array, like: jax.Array) -> jax.Array:
     """table[t], float32, with the trailing dimensions of size 1 that broadcast it over `like` [B, ...]."""
     t = jnp.asarray(t)
     if t.ndim != 1 or jnp.ndim(like) < 1 or t.shape[0] != jnp.shape(like)[0]:
-        raise ValueError(f't has shape {t.shape}; it must be [B], one timestep for each element of the batch of shape '
-                         f'{jnp.shape(like)}.')
-    values = jnp.take(jnp.asarray(table, jnp.float32), t, mode='fill', fill_value=jnp.nan)
+        raise ValueError(f"t has shape {t.shape}; it must be [B], one timestep for each element of the batch of shape "
+                         f"{jnp.shape(like)}.")
+    values = jnp.take(jnp.asarray(table, jnp.float32), t, mode="fill", fill_value=jnp.nan)
     return values.reshape(t.shape + (1,) * (jnp.ndim(like) - 1))

@@ -40,19 +40,19 @@ def loss_weights(diffusion: gaussian.GaussianDiffusion, weighting: str, gamma: f
         the weight of the last timestep is 0 and the step that every sampler starts with would never be trained.
     """
     if weighting not in _WEIGHTINGS:
-        raise ValueError(f'weighting {weighting!r} is unknown; choose one of {sorted(_WEIGHTINGS)}.')
+        raise ValueError(f"weighting {weighting!r} is unknown; choose one of {sorted(_WEIGHTINGS)}.")
     if gamma <= 0:
-        raise ValueError(f'min_snr_gamma is {gamma}; it must be positive (usual: 5).')
-    if weighting != 'uniform' and diffusion.zero_terminal_snr:
+        raise ValueError(f"min_snr_gamma is {gamma}; it must be positive (usual: 5).")
+    if weighting != "uniform" and diffusion.zero_terminal_snr:
         raise ValueError(f"weighting {weighting!r} gives the last timestep of a zero_terminal_snr schedule the weight 0, "
                          "so sampling would start from an untrained step; set weighting to 'uniform' or "
-                         'zero_terminal_snr to False.')
+                         "zero_terminal_snr to False.")
     snr = diffusion.snr_table
     return _WEIGHTINGS[weighting](snr, _ERROR_FACTORS[diffusion.prediction](snr), gamma)
 
 
 def denoising_loss(diffusion: gaussian.GaussianDiffusion, prediction: jax.Array, x0: jax.Array, eps: jax.Array,
-                   t: jax.Array, *, weighting: str = 'uniform', gamma: float = 5.0,
+                   t: jax.Array, *, weighting: str = "uniform", gamma: float = 5.0,
                    frame_weights: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """Squared error of the prediction, a batch element at a time, in float32 whatever the input types.
 
@@ -74,35 +74,35 @@ def denoising_loss(diffusion: gaussian.GaussianDiffusion, prediction: jax.Array,
       ValueError: shapes that do not match, or as `loss_weights`.
     """
     if not prediction.shape == x0.shape == eps.shape:
-        raise ValueError(f'prediction {prediction.shape}, x0 {x0.shape} and eps {eps.shape} must have one shape '
-                         '[B, L, ...].')
+        raise ValueError(f"prediction {prediction.shape}, x0 {x0.shape} and eps {eps.shape} must have one shape "
+                         "[B, L, ...].")
     if t.shape != x0.shape[:1]:
-        raise ValueError(f't has shape {t.shape}; it must be [B] = {x0.shape[:1]}.')
+        raise ValueError(f"t has shape {t.shape}; it must be [B] = {x0.shape[:1]}.")
     target = diffusion.target(x0, eps, t)
     error = jnp.square(jnp.asarray(prediction, jnp.float32) - target)
     if frame_weights is None:
         mse = jnp.mean(error, axis=tuple(range(1, error.ndim)))  # [B]
     else:
         if frame_weights.shape != x0.shape[:2]:
-            raise ValueError(f'frame_weights has shape {frame_weights.shape}; it must be [B, L] = {x0.shape[:2]}.')
+            raise ValueError(f"frame_weights has shape {frame_weights.shape}; it must be [B, L] = {x0.shape[:2]}.")
         frame_weights = jnp.asarray(frame_weights, jnp.float32)
         per_frame = jnp.mean(error, axis=tuple(range(2, error.ndim)))  # [B, L]
         total = jnp.sum(frame_weights, axis=1)  # [B]
         mse = jnp.sum(frame_weights * per_frame, axis=1) / jnp.where(total > 0, total, 1.0)
     weights = jnp.asarray(loss_weights(diffusion, weighting, gamma), jnp.float32)
-    return jnp.take(weights, t, mode='fill', fill_value=jnp.nan) * mse, mse
+    return jnp.take(weights, t, mode="fill", fill_value=jnp.nan) * mse, mse
 
 
 # The squared error of each prediction type per squared error in x0.
 _ERROR_FACTORS = {
-    'x0': np.ones_like,
-    'eps': lambda snr: snr,
-    'v': lambda snr: snr + 1.0,
+    "x0": np.ones_like,
+    "eps": lambda snr: snr,
+    "v": lambda snr: snr + 1.0,
 }
 
 # w(t) as a function of (snr, error factor, gamma).
 _WEIGHTINGS = {
-    'uniform': lambda snr, factor, gamma: np.ones_like(snr),
-    'min_snr': lambda snr, factor, gamma: np.minimum(snr, gamma) / factor,
-    'snr': lambda snr, factor, gamma: snr / factor,
+    "uniform": lambda snr, factor, gamma: np.ones_like(snr),
+    "min_snr": lambda snr, factor, gamma: np.minimum(snr, gamma) / factor,
+    "snr": lambda snr, factor, gamma: snr / factor,
 }

@@ -16,7 +16,9 @@ The last step goes to the clean sample, ac_s = 1: there c_x0 = 1, the others are
 
 Everything is element by element over the batch: no reduction crosses it, and the noise of element b comes from its own
 key, the initial noise from `fold_in(keys[b], INITIAL_NOISE)`, that of step i from `fold_in(keys[b], i)`. An element's
-result therefore depends on its own key and inputs only, whatever the batch around it and whatever the devices.
+result therefore depends on its own key and inputs only, whatever the batch around it and whatever the devices: to the
+bit within one program. A batch of another size is another program, whose compiler may round differently; whoever wants
+equal bits for every number of devices and every chunk, as `hierarchy.generate` does, samples batches of one size.
 """
 
 from collections.abc import Callable
@@ -35,8 +37,8 @@ INITIAL_NOISE = np.uint32(2**32 - 1)
 
 
 def sample(denoise: DenoiseFn, diffusion: gaussian.GaussianDiffusion, keys: jax.Array,
-           shape_per_example: tuple[int, ...], *, method: str = 'ddim', steps: int = 50, eta: float = 0.0,
-           clip: float | None = None, spacing: str = 'trailing') -> jax.Array:
+           shape_per_example: tuple[int, ...], *, method: str = "ddim", steps: int = 50, eta: float = 0.0,
+           clip: float | None = None, spacing: str = "trailing") -> jax.Array:
     """Draws x_0 from noise.
 
     Args:
@@ -57,10 +59,10 @@ def sample(denoise: DenoiseFn, diffusion: gaussian.GaussianDiffusion, keys: jax.
       ValueError: an argument is out of range, or `denoise` changes the shape.
     """
     if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) or keys.ndim != 1:
-        raise ValueError(f'keys has dtype {keys.dtype} and shape {keys.shape}; it must hold one typed key for each batch '
-                         'element, [B], e.g. jax.random.split(jax.random.key(0), B).')
+        raise ValueError(f"keys has dtype {keys.dtype} and shape {keys.shape}; it must hold one typed key for each batch "
+                         "element, [B], e.g. jax.random.split(jax.random.key(0), B).")
     if clip is not None and clip <= 0:
-        raise ValueError(f'clip is {clip}; it must be positive, or None for no clipping.')
+        raise ValueError(f"clip is {clip}; it must be positive, or None for no clipping.")
     kept = timesteps(diffusion.num_timesteps, steps, spacing)
     coefficients = step_coefficients(diffusion, kept, method, eta)
     shape = tuple(shape_per_example)
@@ -71,8 +73,8 @@ def sample(denoise: DenoiseFn, diffusion: gaussian.GaussianDiffusion, keys: jax.
         t = jnp.full(keys.shape, t, jnp.int32)
         prediction = denoise(x_t, t)
         if prediction.shape != x_t.shape:
-            raise ValueError(f'denoise returned shape {prediction.shape} for x_t of shape {x_t.shape}; they must be '
-                             'the same.')
+            raise ValueError(f"denoise returned shape {prediction.shape} for x_t of shape {x_t.shape}; they must be "
+                             "the same.")
         x0 = diffusion.to_x0(x_t, t, prediction)
         if clip is not None:
             x0 = jnp.clip(x0, -clip, clip)
@@ -86,7 +88,7 @@ def sample(denoise: DenoiseFn, diffusion: gaussian.GaussianDiffusion, keys: jax.
     return x0
 
 
-def timesteps(num_timesteps: int, steps: int, spacing: str = 'trailing') -> np.ndarray:
+def timesteps(num_timesteps: int, steps: int, spacing: str = "trailing") -> np.ndarray:
     """The kept timesteps, descending, int32 [steps], all different and in 0..T-1.
 
     'trailing' always starts at T-1, the only one of pure noise, and is right for few steps; 'leading' is the older
@@ -96,9 +98,9 @@ def timesteps(num_timesteps: int, steps: int, spacing: str = 'trailing') -> np.n
       ValueError: an unknown spacing, or steps outside 1..T.
     """
     if spacing not in _SPACINGS:
-        raise ValueError(f'spacing {spacing!r} is unknown; choose one of {sorted(_SPACINGS)}.')
+        raise ValueError(f"spacing {spacing!r} is unknown; choose one of {sorted(_SPACINGS)}.")
     if not 1 <= steps <= num_timesteps:
-        raise ValueError(f'steps is {steps}; it must lie in 1..{num_timesteps}, the number of timesteps.')
+        raise ValueError(f"steps is {steps}; it must lie in 1..{num_timesteps}, the number of timesteps.")
     return np.asarray(_SPACINGS[spacing](num_timesteps, steps), np.int32)
 
 
@@ -119,10 +121,10 @@ def step_coefficients(diffusion: gaussian.GaussianDiffusion, kept: np.ndarray, m
       ValueError: an unknown method, or an eta it does not take.
     """
     if method not in _METHODS:
-        raise ValueError(f'method {method!r} is unknown; choose one of {sorted(_METHODS)}.')
+        raise ValueError(f"method {method!r} is unknown; choose one of {sorted(_METHODS)}.")
     if not 0.0 <= eta <= 1.0:
-        raise ValueError(f'eta is {eta}; it must lie in [0, 1].')
-    if method == 'ddpm' and eta != 0.0:
+        raise ValueError(f"eta is {eta}; it must lie in [0, 1].")
+    if method == "ddpm" and eta != 0.0:
         raise ValueError(f"eta is {eta}, but only method 'ddim' has it; set eta to 0 or method to 'ddim'.")
     ac_t = diffusion.alphas_cumprod[kept]
     return _METHODS[method](ac_t, np.append(ac_t[1:], 1.0), eta)
@@ -193,6 +195,6 @@ def _ddim(ac_t: np.ndarray, ac_s: np.ndarray, eta: float) -> tuple[np.ndarray, n
     return np.sqrt(ac_s) - c_x_t * np.sqrt(ac_t), c_x_t, c_noise
 
 
-_METHODS = {'ddpm': _ddpm, 'ddim': _ddim}
+_METHODS = {"ddpm": _ddpm, "ddim": _ddim}
 
-_SPACINGS = {'trailing': _trailing, 'leading': _leading, 'linspace': _linspace}
+_SPACINGS = {"trailing": _trailing, "leading": _leading, "linspace": _linspace}

@@ -43,9 +43,9 @@ def alphas_cumprod(name: str, num_timesteps: int, zero_terminal_snr: bool = Fals
       ValueError: the name is unknown or num_timesteps is below 2.
     """
     if name not in _BETAS:
-        raise ValueError(f'schedule {name!r} is unknown; choose one of {sorted(_BETAS)}.')
+        raise ValueError(f"schedule {name!r} is unknown; choose one of {sorted(_BETAS)}.")
     if num_timesteps < 2:
-        raise ValueError(f'num_timesteps is {num_timesteps}; a diffusion process needs at least 2 (usual: 1000).')
+        raise ValueError(f"num_timesteps is {num_timesteps}; a diffusion process needs at least 2 (usual: 1000).")
     values = np.cumprod(1.0 - _BETAS[name](num_timesteps))
     return rescale_to_zero_terminal_snr(values) if zero_terminal_snr else values
 
@@ -89,7 +89,7 @@ def _cosine_betas(num_timesteps: int, offset: float = 0.008, max_beta: float = 0
 
 
 _BETAS: dict[str, Callable[[int], np.ndarray]] = {
-    'linear': _linear_betas,
-    'scaled_linear': _scaled_linear_betas,
-    'cosine': _cosine_betas,
+    "linear": _linear_betas,
+    "scaled_linear": _scaled_linear_betas,
+    "cosine": _cosine_betas,
 }

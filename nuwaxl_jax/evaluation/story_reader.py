@@ -36,9 +36,12 @@ _SCENE_CAP = 48.0  # Channel difference at which a pixel says no more about the 
 _NO_SCENE = 0.62  # Capped distance, in caps, above which a frame shows none of the scenes.
 _MIN_AREA = 45.0  # Square units of the smallest region read as a character; a small star has 125.
 _MIN_FILL = 10.0  # Square units of fill that it must show.
-_REACH = 5.0  # Units from a body's fill to the farthest point of its outline and eyes.
+_REACH = 6.0  # Units from a body's fill to the farthest point of its outline and eyes.
+_SOLID = 0.4  # Coverage by fill of the pixels that say where bodies are and of which colour.
+_EYE = 1.6  # Units: half the width of a gap that belongs to a body.
+_SPECK = 0.3  # Most of a body's fill that may look like another colour.
 _SHADE, _LIGHT = 0.62, 1.05  # A shadow's deepest tone and the brightest wash, in backdrops.
-_MIN_CONTRAST = 25.0  # Lower bound of e(outline, backdrop).
+_MIN_CONTRAST = 90.0  # Lower bound of e(outline, backdrop).
 _MIN_IOU = 0.45  # Below this a region is a blot and no character.
 _RADII = np.arange(5.5, 13.75, 0.5)
 _PHASES = 4  # Sub-pixel shifts of a template along each axis.
@@ -170,12 +173,13 @@ def _residual(pixels: np.ndarray, backdrop: np.ndarray) -> np.ndarray:
   return np.sqrt(np.einsum('...c,...c->...', offset, offset))
 
 
-@functools.lru_cache(maxsize=128)
-def _contrast(scene: int, colour: int, size: int) -> np.ndarray:
-  """e(outline of a colour, backdrop), float32 [H, W]."""
-  backdrop = scenery.backdrop(world.SCENES[scene], size)
-  outline = np.asarray(world.PALETTE[world.COLOURS[colour]], np.float32) * np.float32(world.OUTLINE_SHADE)
-  return np.maximum(_residual(np.broadcast_to(outline, backdrop.shape), backdrop), np.float32(_MIN_CONTRAST))
+@functools.lru_cache(maxsize=8)
+def _contrasts(size: int) -> np.ndarray:
+  """e(outline, backdrop), float32 [scenes, colours, H, W]."""
+  outlines = np.array([world.PALETTE[colour] for colour in world.COLOURS], np.float32) * world.OUTLINE_SHADE
+  maps = [[_residual(np.broadcast_to(outline.astype(np.float32), backdrop.shape), backdrop) for outline in outlines]
+          for backdrop in (scenery.backdrop(scene, size) for scene in world.SCENES)]
+  return np.maximum(np.array(maps, np.float32), _MIN_CONTRAST)
 
 
 def _read_characters(frame: np.ndarray, scene: int, coverage: np.ndarray,
@@ -183,22 +187,31 @@ def _read_characters(frame: np.ndarray, scene: int, coverage: np.ndarray,
   """Finds and names the characters of one frame [H, W, 3]; coverage and colour [H, W] are those of fills."""
   size = len(frame)
   unit = (size / world.STAGE) ** 2  # Pixels of a square unit.
-  solid = coverage > 0.2
+  solid = coverage > _SOLID
   counts = np.bincount(colour[solid], minlength=len(world.COLOURS))
-  codes = np.flatnonzero(counts >= _MIN_FILL * unit)
-  solid &= np.isin(colour, codes)
+  solid &= (counts >= _MIN_FILL * unit)[colour]
+  if not solid.any():
+    return ()
+  margin = math.ceil(_REACH * size / world.STAGE) + 1
+  box = tuple(slice(max(hit[0] - margin, 0), min(hit[-1] + margin + 1, size))
+              for hit in (np.flatnonzero(solid.any(axis=axis)) for axis in (1, 0)))
+  solid, colour = solid[box], colour[box]
+  distance, (rows, columns) = ndimage.distance_transform_edt(~solid, return_indices=True)
+  nearest = colour[rows, columns]
+  contrast = np.take_along_axis(_contrasts(size)[scene][(slice(None),) + box], nearest[None].astype(int), axis=0)[0]
+  residual = _residual(frame[box].astype(np.float32), scenery.backdrop(world.SCENES[scene], size)[box])
+  cover = np.minimum(residual / contrast, 1) * (distance <= margin - 1)
+  cover[solid] = 1.0
+  labels, number = ndimage.label(_closed(cover > 0.5, _EYE * size / world.STAGE))
   characters = []
-  for code in codes:
-    box, body, cover = _body(frame, scene, solid, colour, code)
-    labels, number = ndimage.label(body, np.ones((3, 3), int))
-    for label in range(1, number + 1):
-      region = ndimage.binary_fill_holes(labels == label)
-      if region.sum() < _MIN_AREA * unit or (solid & (colour == code))[box][region].sum() < _MIN_FILL * unit:
+  for label in range(1, number + 1):
+    for code, region in _bodies(labels == label, solid, colour):
+      region = ndimage.binary_fill_holes(region)
+      if region.sum() < _MIN_AREA * unit or (solid & (colour == code) & region).sum() < _MIN_FILL * unit:
         continue
-      near = ndimage.binary_dilation(region) & ((labels == 0) | region)
-      part = np.where(near, cover, 0)
+      part = np.where(ndimage.binary_dilation(region) & (region | (cover <= 0.5)), cover, 0)
       part[ndimage.binary_erosion(region)] = 1.0  # Eyes included.
-      rows, columns = np.flatnonzero(region.any(axis=1)) + box[0].start, np.flatnonzero(region.any(axis=0)) + box[1].start
+      rows, columns = (np.flatnonzero(region.any(axis=axis)) + box[1 - axis].start for axis in (1, 0))
       whole = bool(rows[0] > 0 and rows[-1] < size - 1 and columns[0] > 0 and columns[-1] < size - 1)
       reading = _match(part, box[0].start, box[1].start, size, world.COLOURS[code], whole)
       if reading.iou >= _MIN_IOU or not whole:
@@ -206,30 +219,35 @@ def _read_characters(frame: np.ndarray, scene: int, coverage: np.ndarray,
   return tuple(sorted(characters, key=lambda character: character.x))
 
 
-def _body(frame: np.ndarray, scene: int, solid: np.ndarray, colour: np.ndarray, code: int):
-  """What of a frame belongs to bodies of one colour.
+def _closed(mask: np.ndarray, radius: float) -> np.ndarray:
+  """Closing by a disc: bridges gaps narrower than its diameter, as of eyes that look like the backdrop."""
+  reach = math.ceil(radius)
+  padded = np.pad(mask, reach)
+  grown = ndimage.distance_transform_edt(~padded) <= radius
+  closed = ndimage.distance_transform_edt(grown) > radius
+  return closed[reach:-reach, reach:-reach] | mask
 
-  Args:
-    frame: uint8 [H, W, 3]. scene: index of its backdrop.
-    solid: bool [H, W], pixels of any body's fill; colour: int8 [H, W], their colours.
-    code: the colour to look for.
 
-  Returns:
-    The box looked at (two slices), and of that box: body, bool [h, w], and its coverage, float32 [h, w].
+def _bodies(region: np.ndarray, solid: np.ndarray, colour: np.ndarray) -> list[tuple[int, np.ndarray]]:
+  """Splits a connected region bool [h, w] into bodies of one colour: (colour, bool [h, w]) each.
+
+  A body may show specks of other colours where its eyes blend with its fill; two bodies that touch stand side by
+  side. So a minor colour amid a major one is a speck, and what is left of several colours is cut halfway.
   """
-  size = len(frame)
-  reach = _REACH * size / world.STAGE
-  margin = math.ceil(reach) + 1
-  mine = solid & (colour == code)
-  box = tuple(slice(max(hit[0] - margin, 0), min(hit[-1] + margin + 1, size))
-              for hit in (np.flatnonzero(mine.any(axis=axis)) for axis in (1, 0)))
-  distance, (rows, columns) = ndimage.distance_transform_edt(~solid[box], return_indices=True)
-  nearest = colour[box][rows, columns] == code  # Where two bodies touch, each gets what is nearer to its fill.
-  backdrop = scenery.backdrop(world.SCENES[scene], size)[box]
-  cover = _residual(frame[box].astype(np.float32), backdrop) / _contrast(scene, code, size)[box]
-  cover = np.minimum(cover, 1) * (nearest & (distance <= reach))
-  cover[mine[box]] = 1.0
-  return box, cover > 0.5, cover
+  fill = region & solid
+  counts = np.bincount(colour[fill], minlength=len(world.COLOURS))
+  codes = [int(code) for code in np.argsort(-counts, kind='stable') if counts[code]]
+  if len(codes) < 2:
+    return [(code, region) for code in codes]
+  columns = {code: np.nonzero(fill & (colour == code))[1] for code in codes}
+  low, high = np.percentile(columns[codes[0]], (5, 95))
+  kept = [codes[0]] + [code for code in codes[1:] if counts[code] > _SPECK * counts[codes[0]] or not (
+      low <= columns[code].mean() <= high)]
+  if len(kept) == 1:
+    return [(kept[0], region)]
+  away = np.stack([ndimage.distance_transform_edt(~(fill & (colour == code))) for code in kept])
+  owner = away.argmin(axis=0)
+  return [(code, region & (owner == place)) for place, code in enumerate(kept)]
 
 
 @dataclasses.dataclass(frozen=True)

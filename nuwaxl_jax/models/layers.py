@@ -179,17 +179,18 @@ def identity_init(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.flo
 class TemporalConv(nn.Module):
     """1-D convolution over time at every pixel of `[B, L, h, w, c]`; zero padding at both ends.
 
-    Computed as a 2-D convolution with kernel (k, 1) over `[B, L, h*w, c]`. init: identity (the paper's) or random (Table 2a).
+    Computed as a 2-D convolution with kernel (k, 1) over `[B, L, h*w, c]`.
+    start: identity (the paper's) or random (Table 2a).
     """
 
     kernel_size: int = 3
-    init: str = "identity"
+    start: str = "identity"
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1]
-        init = identity_init if self.init == "identity" else nn.initializers.lecun_normal()
+        init = identity_init if self.start == "identity" else nn.initializers.lecun_normal()
         kernel = self.param("kernel", init, (self.kernel_size, channels, channels), jnp.float32).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         b, length, h, w, _ = x.shape
@@ -209,7 +210,7 @@ class TemporalAttention(nn.Module):
 
     num_heads: int
     positions: bool = True
-    init: str = "identity"
+    start: str = "identity"
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -221,7 +222,7 @@ class TemporalAttention(nn.Module):
             place = sinusoid(jnp.arange(length), channels).astype(self.dtype)  # [L, c]
             normed = normed + place[None, :, None]
         sequence = normed.swapaxes(1, 2)  # [B, h*w, L, c]
-        attend = SelfAttention(self.num_heads, zero_init=self.init == "identity", dtype=self.dtype, name="attention")
+        attend = SelfAttention(self.num_heads, zero_init=self.start == "identity", dtype=self.dtype, name="attention")
         out = attend(sequence).swapaxes(1, 2).reshape(x.shape)  # [B, L, h, w, c]
         return x + out
 

@@ -43,7 +43,7 @@ class TConv(nn.Module):
         )
         x = layers.unfold(conv(layers.fold(x)), length)
         if temporal and self.temporal != "none":
-            x = layers.TemporalConv(init=self.temporal_init, dtype=self.dtype, name="temporal")(x)
+            x = layers.TemporalConv(start=self.temporal_init, dtype=self.dtype, name="temporal")(x)
         return x
 
 
@@ -93,7 +93,7 @@ class MidBlock(_Block):
         x = x + attend(normed).reshape(x.shape)
         if temporal and self.temporal == "conv_attn":
             over_time = layers.TemporalAttention(
-                num_heads=1, positions=False, init=self.temporal_init, dtype=self.dtype, name="temporal_attention"
+                num_heads=1, positions=False, start=self.temporal_init, dtype=self.dtype, name="temporal_attention"
             )
             x = over_time(x)
         return ResBlock(features=c, name="res2", **self.passed_on())(x, temporal)

@@ -9,10 +9,10 @@ import pytest
 
 from nuwaxl_jax.diffusion import gaussian
 
-PAIRS = list(itertools.permutations(('eps', 'x0', 'v'), 2))
+PAIRS = list(itertools.permutations(("eps", "x0", "v"), 2))
 
 
-def make(prediction='eps', schedule='scaled_linear', zero=False, num_timesteps=1000):
+def make(prediction="eps", schedule="scaled_linear", zero=False, num_timesteps=1000):
     return gaussian.GaussianDiffusion.create(schedule=schedule, num_timesteps=num_timesteps, prediction=prediction,
                                              zero_terminal_snr=zero)
 
@@ -24,12 +24,12 @@ def draws(batch, shape=(3, 2), seed=0):
 
 
 def convert(diffusion, to, x_t, t, prediction, kind):
-    return {'eps': diffusion.to_eps, 'x0': diffusion.to_x0, 'v': diffusion.to_v}[to](x_t, t, prediction, kind)
+    return {"eps": diffusion.to_eps, "x0": diffusion.to_x0, "v": diffusion.to_v}[to](x_t, t, prediction, kind)
 
 
 def test_q_sample_has_the_mean_and_variance_of_the_step_by_step_chain():
     """Composes q(x_t | x_{t-1}) step by step, which uses the betas alone."""
-    diffusion = make(schedule='linear', num_timesteps=1000)
+    diffusion = make(schedule="linear", num_timesteps=1000)
     mean, variance, at = 1.0, 0.0, {}
     for t in range(1000):
         beta = 1e-4 + (2e-2 - 1e-4) * t / 999
@@ -42,14 +42,14 @@ def test_q_sample_has_the_mean_and_variance_of_the_step_by_step_chain():
         np.testing.assert_allclose(diffusion.q_sample(zero, t, one)[i], at[step][1], rtol=1e-6)
 
 
-@pytest.mark.parametrize('source, to', PAIRS)
-@pytest.mark.parametrize('schedule', ['linear', 'scaled_linear'])
+@pytest.mark.parametrize("source, to", PAIRS)
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear"])
 def test_conversions_are_cycles_at_every_timestep(source, to, schedule):
     diffusion = make(schedule=schedule)
     t = jnp.arange(1000)
     x0, eps = draws(1000)
     x_t = diffusion.q_sample(x0, t, eps)
-    truth = {'eps': eps, 'x0': x0, 'v': make('v', schedule).target(x0, eps, t)}
+    truth = {"eps": eps, "x0": x0, "v": make("v", schedule).target(x0, eps, t)}
     there = convert(diffusion, to, x_t, t, truth[source], source)
     back = convert(diffusion, source, x_t, t, there, to)
     # float32 rounding, magnified by at most 1 / min(alpha, sigma) = 157 ('linear', last step).
@@ -58,20 +58,20 @@ def test_conversions_are_cycles_at_every_timestep(source, to, schedule):
     np.testing.assert_allclose(back, truth[source], atol=atol)
 
 
-@pytest.mark.parametrize('source, to', [('x0', 'v'), ('v', 'x0'), ('x0', 'eps'), ('v', 'eps')])
-@pytest.mark.parametrize('schedule', ['scaled_linear', 'cosine'])
+@pytest.mark.parametrize("source, to", [("x0", "v"), ("v", "x0"), ("x0", "eps"), ("v", "eps")])
+@pytest.mark.parametrize("schedule", ["scaled_linear", "cosine"])
 def test_conversions_hold_where_there_is_no_signal(source, to, schedule):
-    diffusion = make('v', schedule, zero=True)
+    diffusion = make("v", schedule, zero=True)
     t = jnp.arange(1000)
     x0, eps = draws(1000)
     x_t = diffusion.q_sample(x0, t, eps)
     np.testing.assert_array_equal(x_t[-1], eps[-1])  # Pure noise.
-    truth = {'eps': eps, 'x0': x0, 'v': diffusion.target(x0, eps, t)}
+    truth = {"eps": eps, "x0": x0, "v": diffusion.target(x0, eps, t)}
     np.testing.assert_allclose(convert(diffusion, to, x_t, t, truth[source], source), truth[to], atol=2e-4)
-    np.testing.assert_array_equal(truth['v'][-1], -x0[-1])
+    np.testing.assert_array_equal(truth["v"][-1], -x0[-1])
 
 
-@pytest.mark.parametrize('prediction', ['eps', 'x0', 'v'])
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
 def test_the_target_gives_back_what_made_x_t(prediction):
     diffusion = make(prediction)
     t = jnp.array([0, 300, 999])
@@ -83,7 +83,7 @@ def test_the_target_gives_back_what_made_x_t(prediction):
 
 def test_v_by_rotation():
     """arXiv:2202.00512, appendix D: x_t = cos(phi) x0 + sin(phi) eps, v is its derivative by phi."""
-    diffusion = make('v')
+    diffusion = make("v")
     x0, eps = draws(1)
     t = jnp.array([400])
     phi = np.arccos(np.sqrt(diffusion.alphas_cumprod[400]))
@@ -92,10 +92,10 @@ def test_v_by_rotation():
     np.testing.assert_allclose(diffusion.target(x0, eps, t), (x_at(phi + h) - x_at(phi - h)) / (2 * h), atol=1e-5)
 
 
-@pytest.mark.parametrize('zero', [False, True])
+@pytest.mark.parametrize("zero", [False, True])
 def test_posterior_by_bayes_rule(zero):
     """Product of the densities N(x_s; alpha_s x0, sigma_s^2) and N(x_t; sqrt(a) x_s, 1 - a) as functions of x_s."""
-    diffusion = make('v', zero=zero)
+    diffusion = make("v", zero=zero)
     ac = diffusion.alphas_cumprod
     t = np.array([1, 2, 500, 998, 999])
     x0, x_t = draws(5)
@@ -122,17 +122,17 @@ def test_snr():
     """Terminal SNR of Stable Diffusion's schedule: 0.004682 (arXiv:2305.08891, table 1)."""
     t = jnp.array([0, 999])
     np.testing.assert_allclose(make().snr(t), [0.99915 / 0.00085, 0.004682], rtol=2e-4)
-    assert make('v', zero=True).snr(t)[1] == 0
+    assert make("v", zero=True).snr(t)[1] == 0
 
 
 def test_bfloat16_in_float32_out():
-    diffusion = make('v')
+    diffusion = make("v")
     x = jnp.full((2, 3), 0.5, jnp.bfloat16)
     t = jnp.array([0, 999])
     x_t = diffusion.q_sample(x, t, x)
     outputs = [x_t, diffusion.target(x, x, t), diffusion.to_x0(x, t, x), diffusion.to_eps(x, t, x),
                diffusion.to_v(x, t, x), *diffusion.posterior(x, x, t)]
-    assert {o.dtype for o in outputs} == {jnp.dtype('float32')}
+    assert {o.dtype for o in outputs} == {jnp.dtype("float32")}
     alpha = np.sqrt(diffusion.alphas_cumprod[999])
     np.testing.assert_allclose(x_t[1], 0.5 * (alpha + np.sqrt(1 - alpha**2)), rtol=1e-6)  # No bfloat16 rounding.
 
@@ -149,12 +149,12 @@ def test_is_a_static_argument_and_equal_processes_share_a_compilation():
     noise(make(), x, t)
     noise(make(), x, t)
     assert len(traced) == 1
-    noise(make('v'), x, t)
+    noise(make("v"), x, t)
     assert len(traced) == 2
 
 
 def test_tables_cannot_be_written():
-    with pytest.raises(ValueError, match='read-only'):
+    with pytest.raises(ValueError, match="read-only"):
         make().alphas_cumprod[0] = 0.5
 
 
@@ -165,15 +165,15 @@ def test_a_timestep_out_of_range_is_not_silently_clamped():
 
 def test_errors_name_the_field_and_the_mend():
     with pytest.raises(ValueError, match="zero_terminal_snr cannot go with prediction 'eps'.*set prediction to 'v'"):
-        make('eps', zero=True)
+        make("eps", zero=True)
     with pytest.raises(ValueError, match="prediction 'noise'.*'eps', 'v', 'x0'"):
-        make('noise')
+        make("noise")
     with pytest.raises(ValueError, match="schedule 'sine'"):
-        make(schedule='sine')
+        make(schedule="sine")
     x, t = jnp.ones((2, 3)), jnp.array([1, 2])
     with pytest.raises(ValueError, match="kind 'w'"):
-        make().to_x0(x, t, x, 'w')
-    with pytest.raises(ValueError, match='eps cannot be converted under zero_terminal_snr'):
-        make('v', zero=True).to_x0(x, t, x, 'eps')
-    with pytest.raises(ValueError, match=r't has shape \(\); it must be \[B\]'):
+        make().to_x0(x, t, x, "w")
+    with pytest.raises(ValueError, match="eps cannot be converted under zero_terminal_snr"):
+        make("v", zero=True).to_x0(x, t, x, "eps")
+    with pytest.raises(ValueError, match=r"t has shape \(\); it must be \[B\]"):
         make().q_sample(x, jnp.array(1), x)

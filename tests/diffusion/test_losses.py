@@ -11,8 +11,8 @@ from nuwaxl_jax.diffusion import losses
 T = jnp.array([0, 3, 200, 700, 999])
 
 
-def make(prediction='eps', zero=False):
-    return gaussian.GaussianDiffusion.create(schedule='scaled_linear', prediction=prediction, zero_terminal_snr=zero)
+def make(prediction="eps", zero=False):
+    return gaussian.GaussianDiffusion.create(schedule="scaled_linear", prediction=prediction, zero_terminal_snr=zero)
 
 
 def draws(seed=0, shape=(5, 4, 2, 2, 3)):
@@ -20,21 +20,21 @@ def draws(seed=0, shape=(5, 4, 2, 2, 3)):
     return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for _ in range(3)]
 
 
-@pytest.mark.parametrize('prediction', ['eps', 'x0', 'v'])
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
 def test_default_is_the_papers_mse_over_all_frames(prediction):
     diffusion = make(prediction)
     x0, eps, output = draws()
     alpha = np.sqrt(diffusion.alphas_cumprod[np.asarray(T)]).reshape(5, 1, 1, 1, 1)
-    target = {'eps': eps, 'x0': x0, 'v': alpha * eps - np.sqrt(1 - alpha**2) * x0}[prediction]
+    target = {"eps": eps, "x0": x0, "v": alpha * eps - np.sqrt(1 - alpha**2) * x0}[prediction]
     expected = np.mean((np.asarray(output, np.float64) - target)**2, axis=(1, 2, 3, 4))
     per_example, mse = losses.denoising_loss(diffusion, output, x0, eps, T)
     np.testing.assert_allclose(per_example, expected, rtol=1e-5)
     np.testing.assert_array_equal(per_example, mse)
 
 
-@pytest.mark.parametrize('weighting, in_x0_space', [
-    ('min_snr', lambda snr: np.minimum(snr, 5.0)),
-    ('snr', lambda snr: snr),
+@pytest.mark.parametrize("weighting, in_x0_space", [
+    ("min_snr", lambda snr: np.minimum(snr, 5.0)),
+    ("snr", lambda snr: snr),
 ])
 def test_snr_weightings_are_the_same_loss_for_every_prediction_type(weighting, in_x0_space):
     """One network error, seen as an error in eps, x0 or v, must weigh the same."""
@@ -42,20 +42,20 @@ def test_snr_weightings_are_the_same_loss_for_every_prediction_type(weighting, i
     guess = x0 + 0.1 * error
     snr = np.asarray(make().snr(T), np.float64)
     expected = in_x0_space(snr) * np.mean(np.square(guess - x0), axis=(1, 2, 3, 4))
-    for prediction in ('eps', 'x0', 'v'):
+    for prediction in ("eps", "x0", "v"):
         diffusion = make(prediction)
         x_t = diffusion.q_sample(x0, T, eps)
-        output = {'eps': diffusion.to_eps, 'x0': diffusion.to_x0, 'v': diffusion.to_v}[prediction](x_t, T, guess, 'x0')
+        output = {"eps": diffusion.to_eps, "x0": diffusion.to_x0, "v": diffusion.to_v}[prediction](x_t, T, guess, "x0")
         per_example, _ = losses.denoising_loss(diffusion, output, x0, eps, T, weighting=weighting, gamma=5.0)
         np.testing.assert_allclose(per_example, expected, rtol=1e-3, err_msg=prediction)
 
 
-@pytest.mark.parametrize('snr, eps, x0, v', [(0.25, 1.0, 0.25, 0.2), (5.0, 1.0, 5.0, 5 / 6), (99.0, 5 / 99, 5.0, 0.05)])
+@pytest.mark.parametrize("snr, eps, x0, v", [(0.25, 1.0, 0.25, 0.2), (5.0, 1.0, 5.0, 5 / 6), (99.0, 5 / 99, 5.0, 0.05)])
 def test_min_snr_weights_as_published(snr, eps, x0, v):
     """arXiv:2303.09556, section 3.4: min(SNR, gamma) / SNR for eps, / (SNR + 1) for v."""
-    for prediction, weight in (('eps', eps), ('x0', x0), ('v', v)):
+    for prediction, weight in (("eps", eps), ("x0", x0), ("v", v)):
         diffusion = make(prediction)
-        table = losses.loss_weights(diffusion, 'min_snr', gamma=5.0)
+        table = losses.loss_weights(diffusion, "min_snr", gamma=5.0)
         at = np.interp(np.log(snr), np.log(diffusion.snr_table[::-1]), table[::-1])
         assert at == pytest.approx(weight, rel=5e-3)
 
@@ -85,7 +85,7 @@ def test_bfloat16_is_reduced_in_float32():
     shape = (1, 4, 32, 32, 1)
     output = jnp.full(shape, 1 + 2**-7, jnp.bfloat16)
     zero = jnp.zeros(shape, jnp.bfloat16)
-    per_example, mse = losses.denoising_loss(make(), output, zero, zero, jnp.array([5]), weighting='min_snr',
+    per_example, mse = losses.denoising_loss(make(), output, zero, zero, jnp.array([5]), weighting="min_snr",
                                              frame_weights=jnp.ones((1, 4), jnp.bfloat16))
     assert per_example.dtype == mse.dtype == jnp.float32
     assert mse[0] == pytest.approx((1 + 2**-7)**2, rel=1e-6)
@@ -93,22 +93,22 @@ def test_bfloat16_is_reduced_in_float32():
 
 def test_zero_terminal_snr_trains_its_last_step():
     x0, eps, output = draws()
-    per_example, _ = losses.denoising_loss(make('v', zero=True), output, x0, eps, T)
+    per_example, _ = losses.denoising_loss(make("v", zero=True), output, x0, eps, T)
     np.testing.assert_allclose(per_example[-1], np.mean(np.square(output + x0)[-1]), rtol=1e-5)  # v = -x0.
-    for weighting in ('min_snr', 'snr'):
+    for weighting in ("min_snr", "snr"):
         with pytest.raises(ValueError, match="untrained.*set weighting to 'uniform'"):
-            losses.denoising_loss(make('v', zero=True), output, x0, eps, T, weighting=weighting)
+            losses.denoising_loss(make("v", zero=True), output, x0, eps, T, weighting=weighting)
 
 
 def test_errors_name_the_field_and_the_mend():
     x0, eps, output = draws()
     with pytest.raises(ValueError, match="weighting 'p2'.*'min_snr', 'snr', 'uniform'"):
-        losses.denoising_loss(make(), output, x0, eps, T, weighting='p2')
-    with pytest.raises(ValueError, match='min_snr_gamma is 0'):
-        losses.denoising_loss(make(), output, x0, eps, T, weighting='min_snr', gamma=0)
-    with pytest.raises(ValueError, match='must have one shape'):
+        losses.denoising_loss(make(), output, x0, eps, T, weighting="p2")
+    with pytest.raises(ValueError, match="min_snr_gamma is 0"):
+        losses.denoising_loss(make(), output, x0, eps, T, weighting="min_snr", gamma=0)
+    with pytest.raises(ValueError, match="must have one shape"):
         losses.denoising_loss(make(), output[:, :2], x0, eps, T)
-    with pytest.raises(ValueError, match=r'frame_weights has shape \(5, 3\); it must be \[B, L\] = \(5, 4\)'):
+    with pytest.raises(ValueError, match=r"frame_weights has shape \(5, 3\); it must be \[B, L\] = \(5, 4\)"):
         losses.denoising_loss(make(), output, x0, eps, T, frame_weights=jnp.ones((5, 3)))
-    with pytest.raises(ValueError, match='t has shape'):
+    with pytest.raises(ValueError, match="t has shape"):
         losses.denoising_loss(make(), output, x0, eps, T[:3])

@@ -50,7 +50,7 @@ STAR_RADIUS, STAR_INNER = 1.2, 0.52  # Outer radius of a star in radii; its inne
 # Eyes in radii: half the distance between them, height of their centre, radius of the white, of the pupil.
 EYES = {
     'circle': (0.36, -0.18, 0.25, 0.13), 'square': (0.36, -0.16, 0.25, 0.13),
-    'triangle': (0.26, 0.24, 0.23, 0.12), 'star': (0.24, -0.06, 0.22, 0.12),
+    'triangle': (0.24, 0.32, 0.20, 0.11), 'star': (0.23, -0.04, 0.20, 0.11),
 }
 
 VOCABULARY = tuple(dict.fromkeys(

@@ -1,0 +1,50 @@
+"""nuwaxl_jax: NUWA-XL, Diffusion over Diffusion for extremely long video, in JAX and Flax.
+
+Lower bounds, not pins: Python 3.11 gets jax 0.10, Python 3.12 newer ones; both are tested.
+"""
+
+import pathlib
+import re
+
+from setuptools import find_packages
+from setuptools import setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "nuwaxl_jax" / "__init__.py").read_text()).group(1)
+README = HERE / "README.md"
+
+setup(
+    name="nuwaxl_jax",
+    version=VERSION,
+    description="NUWA-XL in JAX: one text story in, one long video out, every segment of a level in parallel",
+    long_description=README.read_text() if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=("nuwaxl_jax", "nuwaxl_jax.*")),
+    package_data={"nuwaxl_jax": ["assets/*"]},
+    install_requires=[
+        # The stack the project is fixed on.
+        "jax>=0.10,<0.13",
+        "flax>=0.12",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11",
+        "grain>=0.2.12",
+        "ml-collections>=1.0",
+        "clu>=0.0.12",
+        "tensorflow-datasets>=4.9.9",
+        "importlib_resources",  # tensorflow-datasets needs it without TensorFlow and does not declare it
+        # Beyond it, each for one reason.
+        "absl-py>=2.0",  # flags
+        "av>=14",  # reads and writes video containers frame-exactly, brings its own codecs (video_io.py)
+        "numpy>=1.26",
+        "pillow>=10.1",  # storyboards and GIFs
+        "safetensors>=0.4",  # weights without pickle
+        "tensorboardX>=2.6",  # TensorBoard events without TensorFlow
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10,<0.13"],
+        "cuda": ["jax[cuda12]>=0.10,<0.13"],
+        "test": ["pytest>=8", "scipy>=1.11"],  # scipy: independent references in tests
+    },
+)
