@@ -133,7 +133,7 @@ def _process() -> dict[str, ml_collections.ConfigDict]:
             num_timesteps=1000,  # T [ours]
             zero_terminal_snr=True,  # rescale so that x_T is pure noise (needs prediction v or x0) [ours]
             prediction="v",  # eps [P] | x0 | v; v works with zero terminal SNR [ours]
-            weighting="min_snr",  # uniform [P] | min_snr | snr [ours]
+            weighting="uniform",  # uniform [P] | min_snr | snr
             min_snr_gamma=5.0,  # arXiv:2303.09556
             loss_on_given=True,  # loss over all L frames, given ones too [P]
             caption_dropout=0.1,  # share of clips trained with the empty prompt, for guidance [ours]
@@ -175,8 +175,8 @@ def default() -> ml_collections.ConfigDict:
             **_process(),
             train=dict(
                 stages=STAGES,  # in this order; each starts from the one before
-                image_vae=_stage(batch_size=32, clip_length=1, num_steps=5000, learning_rate=2e-3),
-                vae=_stage(batch_size=2, clip_length=16, num_steps=600, learning_rate=5e-4),
+                image_vae=_stage(batch_size=8, clip_length=1, num_steps=7000, learning_rate=2e-3),
+                vae=_stage(batch_size=2, clip_length=16, num_steps=400, learning_rate=5e-4),
                 denoiser=_stage(batch_size=8, clip_length=16, num_steps=12_000, learning_rate=1e-3, ema_decay=0.9995),
             ),
             mesh=dict(

@@ -50,7 +50,7 @@ def _load_bundle() -> tuple[Any, Any, dict]:
     else:
         path = weights_lib.shipped_path() if source in ("", _SHIPPED) else source
         bundle, config, card = weights_lib.load(path)
-    logging.info("weights: %s", card.get("file", FLAGS.workdir))
+    print(f"weights: {card.get('file', FLAGS.workdir)}", file=sys.stderr)
     for field, value in config_flags.get_override_values(FLAGS["config"]).items():
         with config.unlocked():
             config.update_from_flattened_dict({field: value})
@@ -104,7 +104,7 @@ def main(argv: list[str]) -> None:
 def run(argv: list[str] | None = None) -> None:
     """Parses flags, runs, and turns a mistake of the user into one line and exit status 2."""
     argv = sys.argv if argv is None else argv
-    logging.set_verbosity(logging.INFO)
+    logging.set_verbosity(logging.ERROR)  # Orbax reports every file at INFO
     try:
         remaining = FLAGS(argv)
     except Exception as error:  # absl and ml_collections raise many types for a wrong flag or a wrong config file

@@ -96,12 +96,6 @@ class VideoIndex:
     stamp: tuple[int, int]
 
 
-def _ends_with(path: str, mark: bytes) -> bool:
-    with open(path, "rb") as file:
-        file.seek(-min(16, os.path.getsize(path)), os.SEEK_END)
-        return file.read().rstrip(b"\0").endswith(mark)
-
-
 def _stamp(path: str) -> tuple[int, int]:
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
@@ -119,8 +113,7 @@ class VideoReader(contextlib.AbstractContextManager):
         """
         self.path = os.fspath(path)
         self._limits = limits
-        self._container = None
-        self._position = -1
+        self._container, self._position = None, -1
         self._reformatter = reformatter.VideoReformatter()
         if not os.path.isfile(self.path):
             raise FileNotFoundError(f"{self.path}: no such file.")
@@ -220,8 +213,11 @@ class VideoReader(contextlib.AbstractContextManager):
         end -= (self._container.start_time or 0) / 1e6
         if not times or packets < expected or end < self._declared - max(1.0, 0.05 * self._declared):
             raise VideoError(f"{self.path}: cut off: {packets} frames, {end:.1f} of {self._declared:.1f} s are there.")
-        if kind == "gif" and not _ends_with(self.path, b";"):
-            raise VideoError(f"{self.path}: cut off: the end mark of a GIF is missing.")
+        if kind == "gif":
+            with open(self.path, "rb") as file:
+                file.seek(-2, os.SEEK_END)
+                if not file.read().rstrip(b"\0").endswith(b";"):
+                    raise VideoError(f"{self.path}: cut off: the end mark of a GIF is missing.")
         rate = float(self._stream.average_rate or self._stream.guessed_rate or 25)
         seconds, pts, keys = np.arange(len(times)) / rate, None, None
         if kind != "avi" and None not in times and len(set(times)) == len(times):  # AVI's are decoding times

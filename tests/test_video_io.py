@@ -101,7 +101,8 @@ def test_containers_and_codecs(folder, name, codec, container, options):
 
 
 def test_colours_survive(folder):
-    colours = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 214, 10), (128, 128, 128), (250, 250, 250)], np.uint8)
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 214, 10), (128, 128, 128), (250, 250, 250)]
+    colours = np.array(colours, np.uint8)
     frames = np.broadcast_to(colours[:, None, None], (6, 32, 32, 3))
     video_io.write_mp4(folder / "colours.mp4", frames, 6)
     with video_io.VideoReader(folder / "colours.mp4") as reader:

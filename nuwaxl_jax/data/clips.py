@@ -127,6 +127,17 @@ class ClipSampler:
         return Clip(level, index)
 
 
+def level_coverage(sampler: ClipSampler, num_frames: np.ndarray) -> dict[int, int]:
+    """How many episodes of `num_frames` (int [E]) are long enough for each level that has a weight."""
+    lengths = np.asarray(num_frames)
+    strides = level_strides(sampler.segment_length, sampler.depth)
+    return {
+        level: int(np.count_nonzero(lengths > (sampler.segment_length - 1) * stride))
+        for level, (stride, weight) in enumerate(zip(strides, sampler.level_weights))
+        if weight > 0
+    }
+
+
 def usable_episodes(sampler: ClipSampler, num_frames: np.ndarray) -> np.ndarray:
     """The episodes long enough to be sampled.
 

@@ -95,7 +95,8 @@ def _parse_line(entry: Any) -> tuple[str | None, Caption]:
     if not isinstance(entry.get("text"), str):
         raise ValueError(f'the field "text" is missing or no string; there are {sorted(entry)}.')
     video, start, end = entry.get("video"), entry.get("start", 0.0), entry.get("end", math.inf)
-    if not all(isinstance(at, (int, float)) and not isinstance(at, bool) for at in (start, end)) or not 0 <= start < end:
+    seconds = all(isinstance(at, (int, float)) and not isinstance(at, bool) for at in (start, end))
+    if not seconds or not 0 <= start < end:
         raise ValueError(f'"start" = {start!r} and "end" = {end!r} must be seconds with 0 <= start < end.')
     if video is not None and not isinstance(video, str):
         raise ValueError(f'"video" = {video!r} must be the name of a file.')

@@ -83,7 +83,7 @@ class ProcessRows:
 
 @dataclasses.dataclass(frozen=True)
 class ReadPlan:
-    """How elements are read: `num_threads` in each of `num_workers` processes (0 = this one), `prefetch` batches ahead."""
+    """How elements are read: by `num_threads` threads, or by `num_workers` processes, `prefetch` batches ahead."""
 
     num_workers: int = 0
     num_threads: int = 2
@@ -183,6 +183,23 @@ class ClipIterator(grain.DatasetIterator):
             self._batches = None
 
 
+def _check_levels(sampler: clips.ClipSampler, lengths: np.ndarray, stage: str) -> None:
+    """Says how many episodes each level can use; a denoiser that would never see one of its levels is refused."""
+    coverage = clips.level_coverage(sampler, lengths)
+    if sampler.clip_length == 1 or min(coverage.values()) == len(lengths):
+        return
+    report = f"train.{stage}: of {len(lengths)} episodes, " + ", ".join(
+        f"{count} are long enough for level {level}" for level, count in coverage.items()
+    )
+    if stage == "denoiser" and min(coverage.values()) == 0:
+        raise ValueError(
+            f"{report} (level 0 needs {clips.window_frames(sampler.segment_length, sampler.depth)} frames, the longest "
+            f"has {lengths.max()}). Give longer videos, lower hierarchy.depth, or set the level's weight in "
+            "data.level_weights to 0."
+        )
+    print(report + ".")
+
+
 def make_source(config: ml_collections.ConfigDict, split: str) -> sources.EpisodeSource:
     """The episodes of `config.data` for `split` ('train', 'valid' or 'test')."""
     if config.data.source not in SOURCES:
@@ -243,7 +260,9 @@ def make_iterator(
     tokenizer = text.make_tokenizer(
         config.text.tokenizer, vocab_size=config.text.vocab_size, max_tokens=config.text.max_tokens
     )
-    episodes = clips.usable_episodes(sampler, np.array([source.num_frames(i) for i in range(len(source))], np.int64))
+    lengths = np.array([source.num_frames(i) for i in range(len(source))], np.int64)
+    episodes = clips.usable_episodes(sampler, lengths)
+    _check_levels(sampler, lengths, stage)
     num_batches = sys.maxsize // batch_size if num_epochs is None else len(episodes) * num_epochs // batch_size
     if not num_batches:
         raise ValueError(
@@ -280,7 +299,9 @@ def _toons(config: ml_collections.ConfigDict, split: str) -> sources.EpisodeSour
 
 
 def _folder(config: ml_collections.ConfigDict, split: str) -> sources.EpisodeSource:
-    return folder.FolderSource(config.data.path, split=split, frame_size=config.data.frame_size)
+    data = config.data
+    least = config.hierarchy.segment_length
+    return folder.FolderSource(data.path, split=split, frame_size=data.frame_size, min_frames=least)
 
 
 SOURCES = {"toons": _toons, "folder": _folder}

@@ -58,8 +58,8 @@ def posterior_coefficients(ac_t: np.ndarray, ac_s: np.ndarray) -> tuple[np.ndarr
 class GaussianDiffusion:
     """A diffusion process and what its network predicts. Hashable, so fit for a static argument of `jax.jit`.
 
-    In all methods `t` is int32 [B] in 0..T-1, one a batch element, and the other arrays are [B, ...]. A `t` of T or more
-    yields NaN, not a neighbour's value.
+    In all methods `t` is int32 [B] in 0..T-1, one a batch element, and the other arrays are [B, ...]. A `t` of T or
+    more yields NaN, not a neighbour's value.
 
     Attributes:
       schedule: name of the noise schedule, see `schedules`.
@@ -89,7 +89,8 @@ class GaussianDiffusion:
             raise ValueError(f"prediction {self.prediction!r} is unknown; choose one of {sorted(PREDICTIONS)}.")
         if self.zero_terminal_snr and self.prediction == "eps":
             raise ValueError("zero_terminal_snr cannot go with prediction 'eps': the last step holds no signal, so eps "
-                             "does not determine x0 there; set prediction to 'v' or 'x0', or zero_terminal_snr to False.")
+                             "does not determine x0 there; set prediction to 'v' or 'x0', or zero_terminal_snr to "
+                             "False.")
         self.alphas_cumprod.setflags(write=False)  # Also checks the schedule and num_timesteps.
 
     @functools.cached_property

@@ -18,6 +18,10 @@ so a weighting that is meant in x_0-space, w_x0(t) ||e||^2, has to be divided by
 
 min_snr is Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy" (arXiv:2303.09556), gamma = 5.
 'uniform', the paper's, is w(t) = 1 for every prediction type.
+
+Under zero terminal SNR both SNR weightings vanish at the last timestep, the one that sampling starts from, and nearly do
+so in the steps before it: these are then trained by what they share with the others alone. 'uniform' on v, which is
+w_x0(t) = snr + 1, keeps them.
 """
 
 import jax
@@ -36,17 +40,12 @@ def loss_weights(diffusion: gaussian.GaussianDiffusion, weighting: str, gamma: f
       gamma: the bound of 'min_snr', positive; the others ignore it.
 
     Raises:
-      ValueError: an unknown weighting, a gamma that is not positive, or an SNR weighting under zero terminal SNR, where
-        the weight of the last timestep is 0 and the step that every sampler starts with would never be trained.
+      ValueError: an unknown weighting, or a gamma that is not positive.
     """
     if weighting not in _WEIGHTINGS:
         raise ValueError(f"weighting {weighting!r} is unknown; choose one of {sorted(_WEIGHTINGS)}.")
     if gamma <= 0:
         raise ValueError(f"min_snr_gamma is {gamma}; it must be positive (usual: 5).")
-    if weighting != "uniform" and diffusion.zero_terminal_snr:
-        raise ValueError(f"weighting {weighting!r} gives the last timestep of a zero_terminal_snr schedule the weight 0, "
-                         "so sampling would start from an untrained step; set weighting to 'uniform' or "
-                         "zero_terminal_snr to False.")
     snr = diffusion.snr_table
     return _WEIGHTINGS[weighting](snr, _ERROR_FACTORS[diffusion.prediction](snr), gamma)
 

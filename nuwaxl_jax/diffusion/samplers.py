@@ -59,8 +59,8 @@ def sample(denoise: DenoiseFn, diffusion: gaussian.GaussianDiffusion, keys: jax.
       ValueError: an argument is out of range, or `denoise` changes the shape.
     """
     if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) or keys.ndim != 1:
-        raise ValueError(f"keys has dtype {keys.dtype} and shape {keys.shape}; it must hold one typed key for each batch "
-                         "element, [B], e.g. jax.random.split(jax.random.key(0), B).")
+        raise ValueError(f"keys has dtype {keys.dtype} and shape {keys.shape}; it must hold one typed key for each "
+                         "batch element, [B], e.g. jax.random.split(jax.random.key(0), B).")
     if clip is not None and clip <= 0:
         raise ValueError(f"clip is {clip}; it must be positive, or None for no clipping.")
     kept = timesteps(diffusion.num_timesteps, steps, spacing)

@@ -167,13 +167,24 @@ def test_seeds_differ():
     assert not np.array_equal(one["episode"], other["episode"])
 
 
-def test_short_episodes_are_left_out():
-    source = CountingSource((3, 40, 2, 40, 4))
+def test_short_episodes_are_left_out(capsys):
+    source = CountingSource((3, 40, 2, 40, 12))
     got, state = batches(8, source=source)
     assert set(np.concatenate([batch["episode"] for batch in got]).tolist()) == {1, 3, 4}
     assert state["num_episodes"] == 3
+    printed = capsys.readouterr().out
+    assert "of 5 episodes, 2 are long enough for level 0, 3 are long enough for level 1, 3" in printed
     with pytest.raises(ValueError, match="2 found -> 0 of at least 4 frames"):
         batches(1, source=CountingSource((3, 2)))
+
+
+def test_a_level_without_any_episode_is_refused():
+    source = CountingSource((12, 12))
+    with pytest.raises(ValueError, match="0 are long enough for level 0.*28 frames.*level_weights"):
+        batches(1, source=source)
+    (batch,), _ = batches(1, tiny_config(level_weights=(0.0, 1.0, 1.0)), source=source)
+    assert set(batch["level"].tolist()) == {1, 2}
+    batches(1, stage="vae", source=source)
 
 
 def test_errors_of_a_source_reach_the_caller():

@@ -22,7 +22,8 @@ def test_ids_never_change():
     assert TOKENIZER.encode("A small red star walks left, at night.").tolist() == (
         [1, 3, 5, 7, 16, 18, 19, 35, 32, 33, 34, 2] + [0] * 8
     )
-    assert TOKENIZER.encode("Wilma greets Zoë")[:6].tolist() == [1, 451, 420, 424, 2, 0]
+    # 60 + CRC-32 mod 452, with the CRC that gzip prints.
+    assert TOKENIZER.encode("Wilma greets Zoë")[:6].tolist() == [1, 311, 376, 80, 2, 0]
 
 
 def test_null_prompt():

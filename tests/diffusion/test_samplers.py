@@ -239,12 +239,13 @@ def equations(jaxpr):
 @pytest.mark.parametrize("method, eta, draws", [("ddpm", 0.0, 2), ("ddim", 0.5, 2), ("ddim", 0.0, 1)])
 def test_is_one_scan_that_carries_only_x(method, eta, draws):
     """And deterministic DDIM does not pay for noise it does not use: the initial draw is its only one."""
-    traced = jax.make_jaxpr(lambda keys: samplers.sample(mixing, make(), keys, (3, 7), method=method, steps=4, eta=eta))(
-        keys_of(2))
+    run = lambda keys: samplers.sample(mixing, make(), keys, (3, 7), method=method, steps=4, eta=eta)
+    traced = jax.make_jaxpr(run)(keys_of(2))
     found = collections.Counter(e.primitive.name for e in equations(traced.jaxpr))
     assert found["scan"] == 1 and found["while"] == 0
     scan = next(e for e in equations(traced.jaxpr) if e.primitive.name == "scan")
-    assert scan.params["num_carry"] == 1 and scan.params["length"] == 4
+    assert scan.params["length"] == 4
+    assert [v.aval.shape for v in scan.outvars] == [(2, 3, 7)]  # The carried x, and nothing stacked over the steps.
     assert found["random_bits"] == draws
 
 

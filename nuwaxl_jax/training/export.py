@@ -1,0 +1,44 @@
+"""A trained workdir as the bundle that sampling reads: the moving averages of every stage and the latents' scale."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import ml_collections
+
+from nuwaxl_jax import config as config_lib
+from nuwaxl_jax.training import checkpoint
+from nuwaxl_jax.training import loop
+
+
+def is_trained(workdir: str) -> bool:
+    """Whether `workdir` holds a checkpoint of a denoiser."""
+    path = os.path.join(workdir, checkpoint.CONFIG_FILE)
+    return os.path.isfile(path) and any(
+        checkpoint.latest_step(workdir, stage) is not None for stage in loop.stages(read_config(workdir)) if "denoiser" in stage
+    )
+
+
+def read_config(workdir: str) -> ml_collections.ConfigDict:
+    """The resolved config that the workdir was trained with; runs no code."""
+    path = os.path.join(workdir, checkpoint.CONFIG_FILE)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"workdir: {path} does not exist; train there first, or give --weights")
+    with open(path, encoding="utf-8") as file:
+        return config_lib.from_json(file.read())
+
+
+def bundle_from_workdir(workdir: str) -> tuple[dict[str, Any], ml_collections.ConfigDict, dict[str, Any]]:
+    """(bundle, config, card) of the newest checkpoints.
+
+    Raises:
+      ValueError, FileNotFoundError, CheckpointError: a stage has no usable checkpoint.
+    """
+    config = read_config(workdir)
+    denoisers = [stage for stage in loop.stages(config) if loop.section_of(stage) == "denoiser"]
+    frozen = loop.frozen_of(config, workdir, denoisers[0])
+    bundle = dict(frozen, denoisers=tuple(checkpoint.restore_ema(workdir, stage) for stage in denoisers))
+    trained = [loop.vae_stage(config, workdir), *denoisers]
+    card = {"name": config.name, "steps": {stage: checkpoint.latest_step(workdir, stage) for stage in trained}}
+    return bundle, config, card
