@@ -37,14 +37,16 @@ setup(
         # Beyond it, each for one reason.
         "absl-py>=2.0",  # flags
         "av>=14",  # reads and writes video containers frame-exactly, brings its own codecs (video_io.py)
+        "matplotlib>=3.8",  # plots of evaluations and studies
         "numpy>=1.26",
         "pillow>=10.1",  # storyboards and GIFs
+        "scipy>=1.11",  # SSIM, reading toons frames; jax brings it anyway
         "safetensors>=0.4",  # weights without pickle
         "tensorboardX>=2.6",  # TensorBoard events without TensorFlow
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
-        "test": ["pytest>=8", "scipy>=1.11"],  # scipy: independent references in tests
+        "test": ["pytest>=8"],
     },
 )

@@ -315,6 +315,17 @@ def validate(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return config
 
 
+def check_field(path: str) -> None:
+    """Raises ConfigError if `path`, such as `unet.channels`, is no field of `default()`."""
+    node, walked = default(), []
+    for key in path.split("."):
+        if not isinstance(node, ml_collections.ConfigDict) or key not in node:
+            known = ", ".join(sorted(node.keys())) if isinstance(node, ml_collections.ConfigDict) else "no fields"
+            raise ConfigError(f"config.{path}: unknown key; {'.'.join(['config', *walked])} has {known}")
+        node = node[key]
+        walked.append(key)
+
+
 def to_json(config: ml_collections.ConfigDict) -> str:
     """The resolved config as JSON: what checkpoints and weights carry, so that reading them runs no code."""
     return json.dumps(config.to_dict(), indent=1, sort_keys=True)

@@ -101,12 +101,25 @@ def main(argv: list[str]) -> None:
     _MODES[FLAGS.mode]()
 
 
+def _check_config_file() -> None:
+    """config_flags keeps quiet about a file it could not load until the config is used."""
+    try:
+        str(FLAGS.config.seed)
+    except OSError as error:
+        path = FLAGS["config"].config_filename
+        raise UsageError(f"--config: {path} cannot be read; give a file such as configs/toons.py:small") from error
+
+
 def run(argv: list[str] | None = None) -> None:
     """Parses flags, runs, and turns a mistake of the user into one line and exit status 2."""
     argv = sys.argv if argv is None else argv
     logging.set_verbosity(logging.ERROR)  # Orbax reports every file at INFO
     try:
+        for argument in argv[1:]:
+            if argument.startswith(("--config.", "-config.")):
+                config_lib.check_field(argument.split("config.", 1)[1].split("=", 1)[0])
         remaining = FLAGS(argv)
+        _check_config_file()
     except Exception as error:  # absl and ml_collections raise many types for a wrong flag or a wrong config file
         _refuse(error)
     try:

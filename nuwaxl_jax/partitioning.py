@@ -23,10 +23,11 @@ AXES = ('data', 'fsdp', 'model')
 BATCH_AXES = ('data', 'fsdp')
 
 # (path pattern, dimension that lies on `model`). Paths are 'a/b/kernel'. The first match decides.
+_INTO = r'(attention/(qkv|kv|q)|feed_forward/in|mlp_in)'
+_OUT_OF = r'(attention/out|feed_forward/out|mlp_out)'
 MODEL_RULES = (
-    (r'(query|key|value|qkv|kv|to_q|to_k|to_v|wi|ff_in|fc1|up_proj|gate_proj)/kernel$', -1),
-    (r'(query|key|value|qkv|kv|to_q|to_k|to_v|wi|ff_in|fc1|up_proj|gate_proj)/bias$', -1),
-    (r'(to_out|attn_out|wo|ff_out|fc2|down_proj)/kernel$', 0),
+    (_INTO + r'/(kernel|bias)$', -1),
+    (_OUT_OF + r'/kernel$', 0),
 )
 
 

@@ -6,8 +6,8 @@ before it. The distance of key frames is therefore what random access costs: enc
 24. AVI and GIF cannot be entered in the middle and are decoded from the start.
 
 Files come from strangers. Only local files of known containers are opened; pixels, frames and seconds are capped before
-anything is decoded; every call has a time limit; and the decoder's strict error flags are set, without which damaged
-H.264 decodes to plausible garbage. Damage that still is a valid stream cannot be seen.
+anything is decoded; every call has a time limit; strict error flags are set and no frame is used that the decoder
+patched up, or damaged H.264 would be plausible garbage. Damage that still is a valid stream cannot be seen.
 
 Writing is H.264, yuv420p, BT.709, streamed to a hidden file that takes its name only when complete.
 """
@@ -84,8 +84,7 @@ class VideoIndex:
     Attributes:
       info: the file's VideoInfo.
       times: float64 [num_frames], seconds from the first frame.
-      pts: int64 [num_frames], presentation times in the stream's unit; None where no seek into the file is possible.
-      keys: int64 [K], the frames that are key frames; None as well.
+      pts, keys: int64 [num_frames], times in the stream's unit, and int64 [K], key frames; None where seeks fail.
       stamp: size and modification time of the file.
     """
 
@@ -187,7 +186,7 @@ class VideoReader(contextlib.AbstractContextManager):
         codec.options = {"err_detect": _STRICT, "max_pixels": str(self._limits.max_pixels)}
         codec.thread_count = 1  # readers are what runs in parallel
         self._decoded = self._container.decode(self._stream)
-        self._position, self._frame = -1, None  # the last decoded frame
+        self._position, self._frame, self._entry = -1, None, 0  # the last decoded frame; where decoding began
 
     def _scan(self) -> VideoIndex:
         """Walks the packets: presentation times, key frames, and whether the file is whole."""
@@ -206,9 +205,8 @@ class VideoReader(contextlib.AbstractContextManager):
                 if not packet.is_discard:  # an edit list may hide frames
                     times.append(packet.pts)
                     are_keys.append(packet.is_keyframe)
-                if packets > self._limits.max_frames:
-                    _check_limits(self.path, self._limits, frames=packets)
-        streams, kind = self._container.streams, self._container.format.name
+                _check_limits(self.path, self._limits, frames=packets)
+        kind, streams = self._container.format.name, self._container.streams
         end = max([float(at * streams[stream].time_base) for stream, at in ends.items()], default=0.0)
         end -= (self._container.start_time or 0) / 1e6
         if not times or packets < expected or end < self._declared - max(1.0, 0.05 * self._declared):
@@ -249,7 +247,8 @@ class VideoReader(contextlib.AbstractContextManager):
         # open group of pictures: then one key frame further back, and last from the start.
         for attempt in self.index.keys[max(0, key - 1) : key + 1][::-1].tolist():
             self._container.seek(int(self.index.pts[attempt]), stream=self._stream, backward=True)
-            self._decoded, self._position = self._container.decode(self._stream), attempt - 1
+            self._decoded = self._container.decode(self._stream)
+            self._position, self._entry = attempt - 1, attempt
             try:
                 return self._forward(number)
             except (_Missed, av.FFmpegError):
@@ -266,10 +265,12 @@ class VideoReader(contextlib.AbstractContextManager):
                 position = int(np.searchsorted(self.index.pts, -1 if frame.pts is None else frame.pts))
                 if position == self.info.num_frames or self.index.pts[position] != frame.pts:
                     continue  # hidden by an edit list
+            if frame.is_corrupt and position >= self._entry:
+                break  # what follows may be predicted from it
             self._position, self._frame = position, frame
-            if position == number and not frame.is_corrupt:
+            if position == number:
                 return frame
-            if position >= number:
+            if position > number:
                 break
         raise _Missed(f"{self.path}: damaged: frame {number} cannot be decoded.")
 
@@ -321,8 +322,7 @@ class VideoWriter(contextlib.AbstractContextManager):
         for name, value, good in (("fps", fps, 0 < fps < 1000), ("crf", crf, 0 <= crf <= 51), ("gop", gop, gop != 0)):
             if not good:
                 raise ValueError(f"{name} is {value}; give 0 < fps < 1000, 0 <= crf <= 51, gop >= 1 or None.")
-        self.path = os.fspath(path)
-        self.num_frames = 0
+        self.path, self.num_frames = os.fspath(path), 0
         self._temporary = _temporary_name(self.path)
         self._rate = fractions.Fraction(fps).limit_denominator(1001)
         self._options = {"crf": str(crf)} | ({} if gop is None else {"g": str(gop)})

@@ -180,6 +180,23 @@ def test_damaged_bytes_raise_and_later_reads_work(folder):
         assert reader.read(np.array([2])).shape == (1, 64, 64, 3)
 
 
+def test_concealed_damage_raises(folder):
+    """64 bytes inside a picture leave the file well-formed: the decoder would patch it up and go on."""
+    noise = np.random.default_rng(1).integers(0, 256, (24, 128, 128, 3), np.uint8)
+    video_io.write_mp4(folder / "noise.mp4", noise, 24, gop=12, crf=10)
+    data = (folder / "noise.mp4").read_bytes()
+    seen = 0
+    for start in np.linspace(0.2, 0.8, 8):
+        at = int(start * len(data))
+        (folder / "patched.mp4").write_bytes(data[:at] + np.random.default_rng(at).bytes(64) + data[at + 64 :])
+        try:
+            with video_io.VideoReader(folder / "patched.mp4") as reader:
+                reader.read(np.arange(24))
+        except video_io.VideoError:
+            seen += 1
+    assert seen >= 5
+
+
 def test_not_a_video(folder):
     for name, content in (("empty.mp4", b""), ("text.mp4", b"hello world " * 99),
                           ("playlist.mp4", b"#EXTM3U\n#EXTINF:1,\n/etc/hosts\n#EXT-X-ENDLIST\n")):

@@ -72,7 +72,13 @@ class CharacterReading:
 
 @dataclasses.dataclass(frozen=True)
 class FrameReading:
-  """A frame as seen: `scene` (None where it is like none), its distance in 0..1, characters from left to right."""
+  """A frame as seen.
+
+  Attributes:
+    scene: the nearest scene, None where the frame is like none.
+    scene_distance: how far it is, 0..1.
+    characters: from left to right; empty without a scene.
+  """
 
   scene: str | None
   scene_distance: float
@@ -108,9 +114,10 @@ def _read_chunk(frames: np.ndarray) -> list[FrameReading]:
   readings = []
   for i in range(len(frames)):
     distance = float(distances[i, nearest[i]])
+    known = distance < _NO_SCENE  # A body stands out from its backdrop: without one there is none to see.
     readings.append(FrameReading(
-        scene=world.SCENES[nearest[i]] if distance < _NO_SCENE else None, scene_distance=distance,
-        characters=_read_characters(frames[i], nearest[i], coverage[i], colour[i])))
+        scene=world.SCENES[nearest[i]] if known else None, scene_distance=distance,
+        characters=_read_characters(frames[i], nearest[i], coverage[i], colour[i]) if known else ()))
   return readings
 
 

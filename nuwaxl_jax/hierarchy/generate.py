@@ -311,7 +311,7 @@ def _store(plan, frames, video, segment, latents) -> None:
 def _microbatches(microbatch, plans) -> list[int]:
     sizes = [int(microbatch)] * len(plans) if np.ndim(microbatch) == 0 else [int(size) for size in microbatch]
     if len(sizes) != len(plans):
-        raise ValueError(f'microbatch has {len(sizes)} entries for {len(plans)} levels: give one number, or one a level')
+        raise ValueError(f'microbatch has {len(sizes)} entries for {len(plans)} levels: give one, or one a level')
     return sizes
 
 
@@ -328,7 +328,7 @@ def checked_prompts(prompt_index: np.ndarray, num_videos: int | None = None) -> 
             f'prompt_index must be integers [videos, frames], got {prompt_index.dtype} {list(prompt_index.shape)}'
         )
     if num_videos is not None and len(prompt_index) != num_videos:
-        raise ValueError(f'prompt_index is for {len(prompt_index)} videos and the frames for {num_videos}: give a row each')
+        raise ValueError(f'prompt_index is for {len(prompt_index)} videos, frames for {num_videos}: give a row each')
     return prompt_index.astype(np.int32)
 
 

@@ -75,11 +75,17 @@ def make_pixel_handover(networks: Networks) -> program.Handover:
 
 
 def encode_prompts(networks: Networks, denoisers: Sequence[Params], prompts: Sequence[str]) -> tuple[list, list]:
-    """Each denoiser's states of the prompts `[P, N, D]` and of the empty prompt `[N, D]`, float32."""
-    tokens = np.concatenate([networks.tokenizer.encode_batch(list(prompts)), networks.null_tokens()[None]])
+    """Each denoiser's states of the prompts `[P', N, D]` and of the empty prompt `[N, D]`, float32.
+
+    P' is P rounded up to a power of two (at least 32), so that one compiled program serves many stories.
+    """
+    rows = max(32, 1 << (len(prompts) - 1).bit_length())
+    tokens = np.tile(networks.null_tokens(), (rows, 1))
+    tokens[: len(prompts)] = networks.tokenizer.encode_batch(list(prompts))
     encode = jax.jit(networks.text_states)
     states = [encode(denoiser["text"], tokens) for denoiser in denoisers]
-    return [s[:-1] for s in states], [s[-1] for s in states]
+    nulls = [encode(denoiser["text"], networks.null_tokens()) for denoiser in denoisers]
+    return states, nulls
 
 
 def sampling_params(networks: Networks, bundle: Params, prompts: Sequence[str]) -> Params:

@@ -4,8 +4,8 @@
     <workdir>/<stage>/checkpoints/<step>/ state, ema, meta (step, data position, fingerprints, config)
 
 The EMA is an item of its own, so sampling reads it alone. Orbax does not notice a flipped byte in an array it restores;
-the fingerprint, computed on the device before the save and after the restore, does: it is a sum of the array's bits
-under odd weights modulo 2^32, so one changed element always changes it, and it does not depend on the sharding.
+the fingerprint, computed before the save and after the restore, does: it is a sum of the array's words under odd weights
+modulo 2^32, so one changed element always changes it, and it does not depend on the sharding.
 
 The only file that uses Orbax.
 """
@@ -15,8 +15,9 @@ import os
 import tempfile
 from typing import Any
 
+from etils import epath
 import jax
-import jax.numpy as jnp
+from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -26,35 +27,43 @@ from nuwaxl_jax.training import state as state_lib
 
 CONFIG_FILE = 'config.json'
 _FOLDER = 'checkpoints'
+_BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be used. The message names the folder and the mend."""
 
 
-def _fingerprint(x: jax.Array) -> jax.Array:
-    """uint32 scalar of an array, the same under every sharding."""
-    if jnp.issubdtype(x.dtype, jnp.bool_):
-        x = x.astype(jnp.uint8)
-    width = x.dtype.itemsize
-    bits = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[width])
-    index = jnp.zeros(bits.shape, jnp.uint32)
-    for d in range(bits.ndim):
-        index = index * np.uint32(bits.shape[d]) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, d)
-    index = (index ^ (index >> 15)) * np.uint32(0x2C1B3C6D)  # mixed, so that swapped neighbours show too
-    return jnp.sum(bits.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)
+def _partial(block: np.ndarray, start: tuple[int, ...], shape: tuple[int, ...]) -> int:
+    """The sum over `block`, which begins at `start` of an array of `shape`."""
+    bits = np.ascontiguousarray(block).reshape(*block.shape, 1)
+    bits = bits.view(_BITS[min(bits.dtype.itemsize, 4)])  # 8-byte types: the last axis doubles
+    index = np.zeros((1,) * bits.ndim, np.uint32)
+    for d, size in enumerate((*shape, bits.shape[-1])):
+        place = np.arange(bits.shape[d], dtype=np.uint32) + np.uint32(start[d] if d < len(start) else 0)
+        index = index * np.uint32(size % 2**32) + place.reshape(-1, *(1,) * (bits.ndim - d - 1))
+    index = (index ^ (index >> np.uint32(15))) * np.uint32(0x2C1B3C6D)  # mixed, so that swapped neighbours show too
+    return int(np.sum(bits * (np.uint32(2) * index + np.uint32(1)), dtype=np.uint32))
 
 
-@jax.jit
-def _fingerprints(leaves: list[jax.Array]) -> jax.Array:
-    return jnp.stack([_fingerprint(x) for x in leaves])
+def _fingerprint(x: Any) -> int:
+    """This process's share: each piece of the array counts once over all processes."""
+    if not isinstance(x, jax.Array):
+        return _partial(np.asarray(x), (0,) * np.ndim(x), np.shape(x))
+    pieces = [(np.asarray(piece.data), piece.index) for piece in x.addressable_shards if piece.replica_id == 0]
+    return sum(_partial(data, tuple(i.start or 0 for i in index), x.shape) for data, index in pieces) % 2**32
 
 
 def fingerprints(tree: Any) -> dict[str, int]:
-    """{path: uint32} of a tree of arrays; waits for the device."""
-    paths = [partitioning.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-    leaves = jax.tree.leaves(tree)
-    return dict(zip(paths, np.asarray(_fingerprints(leaves)).tolist())) if leaves else {}
+    """{path: number} of a tree of arrays, the same on every process and under every sharding; waits for the device.
+
+    On the host: compiled, the hundreds of arrays of a state would take longer than the sums themselves.
+    """
+    named = [(partitioning.path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    sums = np.array([_fingerprint(leaf) for _, leaf in named], np.uint32)
+    if jax.process_count() > 1 and any(isinstance(leaf, jax.Array) for _, leaf in named):
+        sums = np.sum(multihost_utils.process_allgather(sums), axis=0, dtype=np.uint32)
+    return dict(zip((name for name, _ in named), sums.tolist()))
 
 
 def _verify(tree: Any, saved: dict[str, int], where: str) -> None:
@@ -177,21 +186,19 @@ def restore_ema(workdir: str, stage: str, step: int | None = None) -> Any:
     if step is None:
         raise CheckpointError(f'{stage_directory(workdir, stage)}: no complete checkpoint; train stage {stage!r} first.')
     where = os.path.join(stage_directory(workdir, stage), str(step))
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices(backend='cpu')[0])
+    path = epath.Path(where) / 'ema'
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            path = os.path.join(where, 'ema')
-            saved = checkpointer.metadata(path)
-            target = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding),
-                                  dict(saved.item_metadata.tree))
-            tree = checkpointer.restore(path, target)
+        # The handler alone: no devices, no barrier, so any process may read without the others.
+        reader = ocp.PyTreeCheckpointHandler()
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).tree)
+        tree = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
         with open(os.path.join(where, 'meta', 'metadata'), encoding='utf-8') as file:
             meta = json.load(file)
     except Exception as error:
         raise CheckpointError(f'{where}: cannot be restored ({type(error).__name__}: {_line(error)}); its files are '
                               'damaged: delete this folder to use the step before it.') from error
     _verify(tree, meta['fingerprints']['ema'], where)
-    return jax.tree.map(np.asarray, tree['params'])
+    return tree['params']
 
 
 # Fields that may differ from those the workdir was made with: they change how long, how often, how fast or where, or

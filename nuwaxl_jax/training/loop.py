@@ -13,13 +13,11 @@ SIGTERM and SIGINT: the current step ends, a checkpoint is written, and the proc
 import contextlib
 import json
 import os
-import signal
-import sys
 import time
 from typing import Any, Callable, Iterator, Mapping
+import zlib
 
 import jax
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -29,56 +27,18 @@ from nuwaxl_jax import networks as networks_lib
 from nuwaxl_jax import partitioning
 from nuwaxl_jax.data import pipeline
 from nuwaxl_jax.training import checkpoint
+from nuwaxl_jax.training import interrupts
 from nuwaxl_jax.training import metrics
 from nuwaxl_jax.training import optim
 from nuwaxl_jax.training import state as state_lib
 from nuwaxl_jax.training import steps
 from nuwaxl_jax.training import tasks
 
-RESUME_ME = 42
 LATENT_STATS_FILE = 'latent_stats.json'
 LATENT_STATS_CLIPS = 128
 
 # hook(stage, state, frozen, step) -> {name: number} for 'eval', {name: uint8 image or video} for 'sample'.
 Hook = Callable[[str, state_lib.TrainState, Any, int], Mapping[str, Any]]
-
-
-class Interrupt:
-    """Whether this job was told to stop; on many hosts they agree on the step."""
-
-    def __init__(self):
-        self._told = False
-
-    def tell(self, signum: int, frame: Any) -> None:
-        """A signal handler. The second signal ends the process at once."""
-        del frame
-        if self._told:
-            raise SystemExit(128 + signum)
-        self._told = True
-        print('stopping after this step; a checkpoint follows (a second signal stops at once)', file=sys.stderr,
-              flush=True)
-
-    def at(self, step: int) -> bool:
-        """True when the job stops after `step`."""
-        if jax.process_count() > 1:
-            return bool(multihost_utils.reached_preemption_sync_point(step))
-        return self._told
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[Interrupt]:
-    """Catches SIGTERM and SIGINT inside; on many hosts SIGTERM belongs to jax's preemption service."""
-    interrupt = Interrupt()
-    signals = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
-    try:
-        before = {number: signal.signal(number, interrupt.tell) for number in signals}
-    except ValueError:  # not the main thread: whoever runs us handles signals
-        before = {}
-    try:
-        yield interrupt
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Batches:
@@ -209,7 +169,7 @@ def _start(task: Any, optimizer: Any, mesh: Any, saver: checkpoint.Checkpointer,
 
 
 def run_stage(task: Any, frozen: Any, iterator: Any, settings: ml_collections.ConfigDict, directory: str, *,
-              mesh: jax.sharding.Mesh, seed: int, config: dict[str, Any], interrupt: Interrupt, params: Any = None,
+              mesh: jax.sharding.Mesh, seed: int, config: dict[str, Any], interrupt: interrupts.Interrupt, params: Any = None,
               hooks: Mapping[str, Hook] | None = None) -> state_lib.TrainState:
     """Trains one task to settings.num_steps, from its newest checkpoint where there is one.
 
@@ -246,6 +206,7 @@ def run_stage(task: Any, frozen: Any, iterator: Any, settings: ml_collections.Co
         step = int(state.step)
         batches = Batches(iterator, task.fields, mesh)
         batches.read()
+        interrupt.leave_if_asked(task.stage)
         compiled = _compile(task, optimizer, schedule, settings, mesh, state, frozen, batches)
         seed_array = jax.device_put(np.uint32(seed), partitioning.replicate(mesh))
         log = Log(task.stage, last, writer, step)
@@ -265,7 +226,7 @@ def run_stage(task: Any, frozen: Any, iterator: Any, settings: ml_collections.Co
             if _due(step, settings.log_every, last):
                 log.write(step)
                 saver.check()
-            stop = interrupt.at(step) and step < last
+            stop = interrupt.asked() and step < last
             if saving or stop:
                 with log.pause():
                     save()
@@ -276,7 +237,7 @@ def run_stage(task: Any, frozen: Any, iterator: Any, settings: ml_collections.Co
             if stop:
                 saver.wait()
                 metrics.say(f'{task.stage}: interrupted at step {step}; saved; the same command resumes')
-                raise SystemExit(RESUME_ME)
+                raise SystemExit(interrupts.RESUME_ME)
         saver.wait()
         return state
 
@@ -356,7 +317,7 @@ def latent_stats(config: ml_collections.ConfigDict, workdir: str) -> dict[str, n
             return {name: np.asarray(saved[name], np.float32) for name in ('latent_shift', 'latent_scale')}
     networks = networks_lib.build(config, config.train.denoiser.dtype)
     vae = checkpoint.restore_ema(workdir, stage)
-    moments = jax.jit(lambda params, frames: tasks.latent_moments(networks, params, frames, stage == 'vae'))
+    moments = jax.jit(lambda params, frames: tasks.latent_moments(networks, params, frames))
     size = config.train.denoiser.batch_size
     iterator = pipeline.make_iterator(config, 'train', 'denoiser', seed=config.seed)
     try:
@@ -379,14 +340,16 @@ def frozen_of(config: ml_collections.ConfigDict, workdir: str, stage: str) -> di
     return dict(vae=checkpoint.restore_ema(workdir, vae_stage(config, workdir)), **latent_stats(config, workdir))
 
 
-def _first_params(config: ml_collections.ConfigDict, workdir: str, stage: str) -> Any:
+def _first_params(workdir: str, stage: str) -> Any:
     """What a new stage starts from: the EMA of image_vae for vae, of the level above for denoiser_<level>."""
-    order = stages(config)
-    before = order[order.index(stage) - 1] if order.index(stage) else ''
-    if section_of(before) == section_of(stage) or (before, stage) == ('image_vae', 'vae'):
-        metrics.say(f'{stage}: starts from the EMA of {before}')
-        return checkpoint.restore_ema(workdir, before)
-    return None
+    if stage.startswith('denoiser_'):
+        before = f"denoiser_{int(stage.removeprefix('denoiser_')) - 1}"
+    else:
+        before = 'image_vae' if stage == 'vae' else ''
+    if not before or checkpoint.latest_step(workdir, before) is None:
+        return None
+    metrics.say(f'{stage}: starts from the EMA of {before}')
+    return checkpoint.restore_ema(workdir, before)
 
 
 def train(config: ml_collections.ConfigDict, workdir: str, hooks: Mapping[str, Hook] | None = None) -> None:
@@ -404,19 +367,20 @@ def train(config: ml_collections.ConfigDict, workdir: str, hooks: Mapping[str, H
     mesh = partitioning.make_mesh(**config.mesh.to_dict())
     checkpoint.claim_workdir(workdir, config_lib.to_json(config))
     resolved = json.loads(config_lib.to_json(config))
-    with interruptible() as interrupt:
-        for index, stage in enumerate(stages(config)):
+    with interrupts.catch() as interrupt:
+        for stage in stages(config):
             settings = config.train[section_of(stage)]
             done = checkpoint.latest_step(workdir, stage) or 0
             if done >= settings.num_steps:
                 metrics.say(f'{stage}: finished at step {done}, skipped')
                 continue
-            seed = config.seed + 1000 * index
+            interrupt.leave_if_asked(stage)
+            seed = (config.seed + zlib.crc32(stage.encode())) % 2**31  # each stage its own data order and noise
             iterator = _iterator(config, stage, seed)
             try:
                 run_stage(tasks.build(config, stage), frozen_of(config, workdir, stage), iterator, settings,
                           os.path.join(os.path.abspath(workdir), stage), mesh=mesh, seed=seed, config=resolved,
-                          interrupt=interrupt, params=lambda stage=stage: _first_params(config, workdir, stage),
+                          interrupt=interrupt, params=lambda stage=stage: _first_params(workdir, stage),
                           hooks=hooks)
             finally:
                 iterator.close()

@@ -72,7 +72,9 @@ def create(task: Any, optimizer: optax.GradientTransformation, key: jax.Array, m
     target = abstract(task, optimizer, mesh, min_size)
     out = shardings(target)
     if params is None:
-        return jax.jit(lambda k: _new(task.init(k), optimizer), out_shardings=out)(key)
+        # Hundreds of small random arrays, drawn once: code quality is worth nothing here, compile time is.
+        quick = {'xla_backend_optimization_level': 0}
+        return jax.jit(lambda k: _new(task.init(k), optimizer), out_shardings=out, compiler_options=quick)(key)
     check_like(params, target.params, 'the parameters to start from')
     params = jax.tree.map(jax.device_put, params, out.params)
     return jax.jit(lambda p: _new(p, optimizer), out_shardings=out)(params)

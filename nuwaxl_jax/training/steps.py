@@ -27,7 +27,7 @@ def _split(batch: Any, parts: int, mesh: Mesh | None) -> Any:
 
     def one(x):
         x = jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
-        if mesh is None or jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        if mesh is None:
             return x
         spec = jax.sharding.PartitionSpec(None, *partitioning.batch_spec(x.ndim - 1))
         return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, spec))
@@ -58,10 +58,11 @@ def gradients(task: Any, params: Any, frozen: Any, batch: dict[str, jax.Array], 
     if keys.shape[0] % accumulate:
         raise ValueError(f'accumulate is {accumulate}, which does not divide the batch of {keys.shape[0]}; choose a '
                          'divisor of batch_size.')
-    parts = _split(dict(batch=batch, keys=keys), accumulate, mesh)
+    # As plain words: the check for key reuse takes the slices of a scan for one key.
+    parts = _split(dict(batch=batch, keys=jax.random.key_data(keys)), accumulate, mesh)
 
     def body(carry, part):
-        (loss, values), grads = value_and_grad(params, frozen, part['batch'], part['keys'])
+        (loss, values), grads = value_and_grad(params, frozen, part['batch'], jax.random.wrap_key_data(part['keys']))
         return jax.tree.map(lambda total, g: total + g / accumulate, carry, (loss, grads)), values
 
     zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
@@ -97,12 +98,12 @@ def make_train_step(task: Any, optimizer: optax.GradientTransformation, *, ema_l
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = optim.update_ema(state.ema_params, params, optim.ema_decay(state.step, ema_limit))
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
         values = dict(values)
         values['loss'] = metrics.average(loss)
         values['grad_norm'] = metrics.average(norm)
-        values['param_norm'] = metrics.average(optax.global_norm(params))
+        values['param_norm'] = metrics.average(optax.tree.norm(params))
         if schedule is not None:
             values['learning_rate'] = metrics.average(schedule(state.step))
         values['first_bad_step'] = metrics.FirstBadStep(jnp.where(good, metrics.NEVER, state.step + 1))

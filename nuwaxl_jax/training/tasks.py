@@ -126,7 +126,6 @@ class DenoiserTask:
       first_only_prob: see above.
       cond_noise: standard deviation of noise on the condition's given frames, in latents of unit variance.
       per_frame: False gives every frame the first frame's prompt.
-      temporal_vae: False encodes frame by frame, for a run without a vae stage.
     """
 
     networks: networks_lib.Networks
@@ -140,7 +139,6 @@ class DenoiserTask:
     first_only_prob: float = 0.0
     cond_noise: float = 0.0
     per_frame: bool = True
-    temporal_vae: bool = True
     stage: str = 'denoiser'
     fields: tuple[str, ...] = ('frames', 'tokens', 'level')
     no_decay: str = ''
@@ -155,7 +153,7 @@ class DenoiserTask:
 
     def encode(self, frozen: Any, video: jax.Array, keys: jax.Array) -> jax.Array:
         """Float pixels [B, L, H, W, 3] to a scaled posterior sample [B, L, h, w, c]; no gradient."""
-        mean, logvar = self.networks.encode(frozen['vae'], video, temporal=self.temporal_vae)
+        mean, logvar = self.networks.encode(frozen['vae'], video, temporal=True)
         z = mean + jnp.exp(0.5 * logvar) * _normal(keys, mean.shape[1:])
         return jax.lax.stop_gradient((z - frozen['latent_shift']) * frozen['latent_scale'])
 
@@ -211,13 +209,13 @@ class DenoiserTask:
         return jnp.mean(loss), values
 
 
-def latent_moments(networks: networks_lib.Networks, vae_params: Any, frames: jax.Array, temporal: bool = True
+def latent_moments(networks: networks_lib.Networks, vae_params: Any, frames: jax.Array
                    ) -> tuple[jax.Array, jax.Array]:
     """Per-channel mean and mean square of the latents of one batch, float32 [c] each.
 
     The posterior's own variance counts: E[z^2] = mean^2 + exp(logvar), so no sample is drawn.
     """
-    mean, logvar = networks.encode(vae_params, frames, temporal=temporal)
+    mean, logvar = networks.encode(vae_params, frames)
     axes = tuple(range(mean.ndim - 1))
     return jnp.mean(mean, axes), jnp.mean(jnp.square(mean) + jnp.exp(logvar), axes)
 

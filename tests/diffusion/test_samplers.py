@@ -84,9 +84,12 @@ def exact_moments(ac, kept, method, eta=0.0):
     return mean, variance
 
 
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
-@pytest.mark.parametrize("method, eta", [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.6), ("ddim", 1.0)])
-@pytest.mark.parametrize("steps, spacing", [(7, "trailing"), (5, "leading"), (6, "linspace")])
+@pytest.mark.parametrize("prediction, method, eta, steps, spacing", [
+    *((p, m, e, 7, "trailing") for p in ("eps", "x0", "v")
+      for m, e in (("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.6), ("ddim", 1.0))),
+    ("eps", "ddpm", 0.0, 5, "leading"),
+    ("v", "ddim", 0.6, 6, "linspace"),
+])
 def test_is_the_textbook_loop_on_the_documented_noise(prediction, method, eta, steps, spacing):
     diffusion = make(prediction)
     keys = keys_of(3)

@@ -1,0 +1,74 @@
+"""The denoiser's error on held-out clips, by noise level and by level of the tree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from nuwaxl_jax import networks as networks_lib
+from nuwaxl_jax.data import pipeline
+from nuwaxl_jax.diffusion import losses
+
+NOISE_LEVELS = 8  # equally spaced timesteps
+
+
+def denoising_error(
+    config: ml_collections.ConfigDict,
+    networks: networks_lib.Networks,
+    bundle: networks_lib.Params,
+    *,
+    num_clips: int = 16,
+    seed: int = 1234,
+) -> dict[str, Any]:
+    """Mean squared error of the prediction (v, x0 or eps, as trained; latents of unit variance), unweighted.
+
+    The same clips and the same noise for every level of noise: `num_clips` of each tree level from the test split, with
+    the borders given at local levels, prompts on, in float32.
+
+    Returns:
+      {'timesteps': [...], 'levels': {'0': [error at each timestep], ...}, 'clips': n}.
+    """
+    last = config.diffusion.num_timesteps - 1
+    times = np.linspace(last / (2 * NOISE_LEVELS), last, NOISE_LEVELS).round().astype(np.int32)
+    length = config.hierarchy.segment_length
+
+    @jax.jit
+    def errors(bundle, denoiser, batch, key):
+        mean, _ = networks.encode(bundle["vae"], batch["frames"])
+        x0 = (mean - bundle["latent_shift"]) * bundle["latent_scale"]  # [B, L, h, w, c]
+        border = (jnp.arange(length) % (length - 1) == 0)[None, :] & (batch["level"] > 0)[:, None]  # [B, L]
+        mask = jnp.broadcast_to(border[:, :, None, None, None].astype(jnp.float32), (*x0.shape[:-1], 1))
+        text = networks.text_states(denoiser["text"], batch["tokens"])
+        eps = jax.random.normal(key, x0.shape)
+
+        def at(t):
+            t = jnp.full(x0.shape[:1], t)
+            x_t = networks.diffusion.q_sample(x0, t, eps)
+            prediction = networks.denoise(denoiser, x_t, t, text, mask * x0, mask, batch["level"])
+            return losses.denoising_loss(networks.diffusion, prediction, x0, eps, t, weighting="uniform")[1].mean()
+
+        return jax.lax.map(at, jnp.asarray(times))
+
+    out: dict[str, list[float]] = {}
+    size = min(4, num_clips)
+    for level in range(config.hierarchy.depth):
+        one = config.copy_and_resolve_references()
+        with one.unlocked():
+            one.data.level_weights = tuple(float(k == level) for k in range(config.hierarchy.depth))
+            one.train.denoiser.clip_length = length
+        denoiser = bundle["denoisers"][level if len(bundle["denoisers"]) > 1 else 0]
+        iterator = pipeline.make_iterator(one, "test", "denoiser", seed=seed, batch_size=size)
+        try:
+            keys = jax.random.split(jax.random.key(seed + level), max(1, num_clips // size))
+            rows = []
+            for key in keys:
+                batch = next(iterator)
+                rows.append(errors(bundle, denoiser, {k: batch[k] for k in ("frames", "tokens", "level")}, key))
+        finally:
+            iterator.close()
+        out[str(level)] = np.mean(rows, axis=0).round(5).tolist()
+    return {"timesteps": times.tolist(), "levels": out, "clips": num_clips}

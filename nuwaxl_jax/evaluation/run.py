@@ -1,0 +1,99 @@
+"""`--mode=eval`: what a trained model is worth on held-out toons stories, as one JSON record with its protocol.
+
+Writes <workdir>/eval/eval.json, curves.png and, of the first story, a strip of frames of every way of telling it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from PIL import Image
+
+from nuwaxl_jax import config as config_lib
+from nuwaxl_jax import networks as networks_lib
+from nuwaxl_jax.evaluation import curves
+from nuwaxl_jax.evaluation import denoising
+from nuwaxl_jax.evaluation import stories
+
+SHOWN = ("scene", "colour", "shape", "size", "count", "exact", "identity", "border_ratio")
+
+
+def table(record: dict[str, Any]) -> str:
+    """The scores as text, a row a way of telling."""
+    ways = list(record["stories"])
+    lines = [f"{'':16}" + "".join(f"{name:>14}" for name in SHOWN)]
+    for way in ways:
+        mean = record["stories"][way]["summary"]["mean"]
+        lines.append(f"{way:16}" + "".join(f"{_number(mean.get(name)):>14}" for name in SHOWN))
+    vae = record["stories"]["vae_ceiling"]
+    lines.append(f"VAE: PSNR {vae['psnr']:.2f} dB, SSIM {vae['ssim']:.4f}")
+    errors = record["denoising"]
+    lines.append("denoising error at t =" + "".join(f"{t:>9}" for t in errors["timesteps"]))
+    for level, row in errors["levels"].items():
+        lines.append(f"  tree level {level}        " + "".join(f"{e:>9.4f}" for e in row))
+    return "\n".join(lines)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, (int, float)) else "-"
+
+
+def run(
+    config: ml_collections.ConfigDict,
+    bundle: networks_lib.Params,
+    card: dict[str, Any],
+    workdir: str,
+    *,
+    num_stories: int,
+    num_frames: int = 0,
+) -> dict[str, Any]:
+    """Evaluates a bundle; returns the record it wrote.
+
+    Raises:
+      ValueError: the config's data is not toons, which alone has a ground truth to read.
+    """
+    if config.data.source != "toons":
+        raise ValueError(f"data.source: the story score reads toons alone, not {config.data.source!r}; use a toons model")
+    num_frames = num_frames or config_lib.window_frames(config)
+    networks = networks_lib.build(config)
+    out = pathlib.Path(workdir) / "eval"
+    out.mkdir(parents=True, exist_ok=True)
+    strips: dict[str, list[np.ndarray]] = {}
+
+    def keep_strip(way: str, story: int, frames: np.ndarray) -> None:
+        if story == 0:
+            strips[way] = [frames[i] for i in np.linspace(0, len(frames) - 1, 16).astype(int)]
+
+    errors = denoising.denoising_error(config, networks, bundle)
+    told = stories.tell(config, networks, bundle, num_stories=num_stories, num_frames=num_frames, on_video=keep_strip)
+    record = {
+        "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "protocol": {
+            "stories": num_stories, "frames": num_frames, "split": "test", "seed": config.seed, "weights": card,
+            "sampler": config.sampler.to_dict(), "hierarchy": config.hierarchy.to_dict(), "precision": "float32",
+            "parameters": "exponential moving average", "backend": jax.default_backend(), "cores": os.cpu_count(),
+        },
+        "denoising": errors,
+        "stories": told,
+    }
+    _write(out / "eval.json", json.dumps(record, indent=1, sort_keys=True).encode())
+    sheet = np.concatenate([np.concatenate(strips[way], axis=1) for way in told], axis=0)
+    Image.fromarray(sheet).save(out / "story0.png")
+    curves.draw({way: told[way]["summary"]["curve"] for way in told}, num_frames).save(out / "curves.png")
+    print(table(record))
+    print(f"{out}/eval.json, curves.png, story0.png (rows: {', '.join(told)})", file=sys.stderr)
+    return record
+
+
+def _write(path: pathlib.Path, data: bytes) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(data)
+    os.replace(part, path)

@@ -1,0 +1,105 @@
+"""The commands as users run them: train, sample, eval and export of the tiny preset, and their mistakes."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from nuwaxl_jax import video_io
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CONFIG = f"--config={ROOT}/configs/toons.py:tiny"
+
+
+def _command(*arguments, cwd=ROOT):
+    # One device, as a user's laptop has; XLA's own cache keeps repeated compilations cheap.
+    env = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONWARNINGS="ignore")
+    env.pop("XLA_FLAGS", None)
+    return subprocess.run([sys.executable, "-m", "nuwaxl_jax.main", *arguments], capture_output=True, text=True,
+                          cwd=cwd, env=env, timeout=500)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run")
+    done = _command("--mode=train", CONFIG, f"--workdir={path}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    story = path / "story.txt"
+    story.write_text("a small red square jumps in the desert\na big blue star stands in the forest\n")
+    return path
+
+
+def _sample(workdir, out, *extra):
+    done = _command("--mode=sample", f"--workdir={workdir}", f"--story={workdir}/story.txt", *extra)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done
+
+
+def test_story_in_video_storyboard_and_metadata_out(workdir):
+    done = _sample(workdir, workdir)
+    frames = np.concatenate(list(video_io.VideoReader(workdir / "story.mp4").chunks()))
+    assert frames.shape == (28, 16, 16, 3)  # (4 - 1) ** 3 + 1
+    meta = json.loads((workdir / "story.json").read_text())
+    assert meta["frames"] == 28 and meta["seed"] == 0
+    assert [level["segments"] for level in meta["timings"]["levels"]] == [1, 3, 9]
+    assert meta["config"]["hierarchy"]["segment_length"] == 4
+    assert (workdir / "story.png").read_bytes().startswith(b"\x89PNG")
+    assert "about" in done.stderr and "level 3 of 3" in done.stderr
+    assert not list(workdir.glob("*.part")) and not list(workdir.glob(".*mp4*"))
+
+
+def test_export_and_sampling_from_the_file_give_the_same_video(workdir, tmp_path):
+    weights = tmp_path / "tiny.safetensors"
+    done = _command("--mode=export", f"--workdir={workdir}", f"--weights={weights}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    done = _command("--mode=sample", f"--workdir={tmp_path}", f"--weights={weights}", f"--story={workdir}/story.txt",
+                    "--frames=5", "--config.seed=3")
+    assert done.returncode == 0, done.stderr[-2000:]
+    meta = json.loads((tmp_path / "story.json").read_text())
+    assert meta["frames"] == 5 and meta["seed"] == 3 and meta["weights"]["file"] == "tiny.safetensors"
+    assert len(meta["timings"]["levels"]) == 2  # 5 frames need two levels of the tree
+
+
+def test_pixel_handover_and_sliding_window_by_flag(workdir, tmp_path):
+    for flag in ("--config.hierarchy.handover=pixel", "--config.hierarchy.strategy=autoregressive"):
+        done = _command("--mode=sample", f"--workdir={workdir}", f"--story={workdir}/story.txt", "--frames=10", flag)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert json.loads((workdir / "story.json").read_text())["frames"] == 10
+
+
+@pytest.mark.slow
+def test_a_second_train_command_skips_what_is_finished(workdir):
+    done = _command("--mode=train", CONFIG, f"--workdir={workdir}")
+    assert done.returncode == 0 and done.stdout.count("skipped") + done.stderr.count("skipped") == 3
+
+
+@pytest.mark.parametrize("arguments,named", [
+    (["--mode=train", CONFIG, "--config.unet.width=3"], "config.unet.width"),
+    (["--mode=train", CONFIG, "--config.unet.num_heads=3"], "config.unet.num_heads"),
+    (["--mode=train", f"{CONFIG[:-4]}huge"], "huge"),
+    (["--mode=train", "--config=configs/none.py"], "none.py"),
+    (["--mode=sample"], "--story"),
+    (["--mode=sample", "--story=none.txt"], "none.txt"),
+    (["--mode=dance"], "mode"),
+    (["--mode=sample", "--story=README.md", "--weights=none.safetensors"], "none.safetensors"),
+    (["--mode=train", CONFIG, "stray"], "stray"),
+])
+def test_a_mistake_is_one_line_and_exit_status_2(tmp_path, arguments, named):
+    target = tmp_path / "new"
+    done = _command(*arguments, f"--workdir={target}")
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert len(lines) == 1 and named in lines[0], done.stderr[-2000:]
+    assert not target.exists()
+
+
+def test_empty_story_is_refused_and_leaves_nothing(workdir, tmp_path):
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n\n")
+    done = _command("--mode=sample", f"--workdir={workdir}", f"--story={empty}")
+    assert done.returncode == 2 and "empty.txt" in done.stderr
+    assert not (workdir / "empty.mp4").exists()

@@ -1,0 +1,120 @@
+"""The step: accumulation, devices and order change nothing; metrics merge exactly; bad steps are named."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nuwaxl_jax import partitioning
+from nuwaxl_jax.training import metrics
+from nuwaxl_jax.training import optim
+from nuwaxl_jax.training import state as state_lib
+from nuwaxl_jax.training import steps
+
+
+def _optimizer():
+    return optim.make_optimizer(learning_rate=1e-2, num_steps=10, weight_decay=0.01)
+
+
+def _run(linear, *, mesh=None, accumulate=1, count=3, size=16, params=None, min_size=1):
+    """(state, merged metrics) after `count` steps."""
+    task, optimizer = linear.Task(), _optimizer()
+    mesh = mesh or partitioning.make_mesh(devices=jax.devices()[:1])
+    state = state_lib.create(task, optimizer, jax.random.key(3), mesh, params=params, min_size=min_size)
+    frozen = jax.device_put(linear.frozen, partitioning.replicate(mesh))
+    step = steps.make_train_step(task, optimizer, ema_limit=0.9, accumulate=accumulate, mesh=mesh, state=state,
+                                 frozen=frozen)
+    iterator, total = linear.Numbers(size), None
+    for _ in range(count):
+        batch = next(iterator)
+        batch = partitioning.put_batch({name: batch[name] for name in task.fields}, mesh)
+        state, values = step(state, frozen, batch, np.uint32(7))
+        total = values if total is None else metrics.merge(total, values)
+    return state, metrics.to_host(total)[0]
+
+
+def _close(a, b, rtol):
+    # atol: biases near zero after a few steps.
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-6), jax.device_get(a),
+                 jax.device_get(b))
+
+
+@pytest.mark.parametrize('accumulate', [2, 4])
+def test_accumulation_equals_the_whole_batch(linear, accumulate):
+    whole, whole_metrics = _run(linear)
+    parts, parts_metrics = _run(linear, accumulate=accumulate)
+    _close(whole, parts, 1e-5)
+    assert parts_metrics == pytest.approx(whole_metrics, rel=1e-5)
+
+
+def test_accumulation_that_does_not_divide_is_refused(linear):
+    with pytest.raises(ValueError, match='accumulate is 3, which does not divide the batch of 16'):
+        _run(linear, accumulate=3)
+
+
+@pytest.mark.parametrize('sizes', [dict(), dict(fsdp=8), dict(fsdp=4, model=2), dict(data=2, fsdp=4)])
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_devices_change_nothing(linear, sizes, accumulate):
+    one, one_metrics = _run(linear)
+    many, many_metrics = _run(linear, mesh=partitioning.make_mesh(**sizes), accumulate=accumulate)
+    _close(one, many, 1e-5)
+    assert many_metrics == pytest.approx(one_metrics, rel=1e-5)
+
+
+def test_state_is_sharded_with_its_moments_and_stays_so(linear):
+    state, _ = _run(linear, mesh=partitioning.make_mesh(fsdp=8))
+    spec = jax.sharding.PartitionSpec(None, 'fsdp')
+    moments = state.opt_state[1][0]
+    for tree in (state.params, state.ema_params, moments.mu, moments.nu):
+        assert tree['dense']['kernel'].sharding.spec == spec
+        assert tree['dense']['kernel'].addressable_shards[0].data.shape == (8, 2)
+    assert state.step.sharding.is_fully_replicated
+
+
+def test_noise_belongs_to_seed_step_and_place(linear):
+    task = linear.Task()
+    keys = [jax.random.split(jax.random.fold_in(jax.random.key(7), n), 16) for n in (0, 0, 1)]
+    drawn = [np.asarray(jax.vmap(lambda k: jax.random.normal(k, (3,)))(k)) for k in keys]
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert np.abs(drawn[0] - drawn[2]).min() > 0
+    assert len(np.unique(drawn[0][:, 0])) == 16
+    del task
+
+
+def test_starting_parameters_are_used_for_both_trees(linear):
+    start = {'dense': {'kernel': np.full((8, 16), 2.0, np.float32), 'bias': np.zeros(16, np.float32)}}
+    state, _ = _run(linear, count=0 or 1, params=start)
+    # After one step the EMA (decay 0.1) is 0.1 * start + 0.9 * params.
+    expected = 0.1 * start['dense']['kernel'] + 0.9 * np.asarray(state.params['dense']['kernel'])
+    np.testing.assert_allclose(state.ema_params['dense']['kernel'], expected, rtol=1e-5)
+
+
+def test_starting_parameters_of_another_shape_are_refused(linear):
+    start = {'dense': {'kernel': np.zeros((8, 17), np.float32), 'bias': np.zeros(16, np.float32)}}
+    with pytest.raises(ValueError, match=r"'dense/kernel' has shape \(8, 17\), the model of this config wants \(8, 16\)"):
+        _run(linear, params=start)
+
+
+def test_averages_are_means_over_all_examples_not_over_steps():
+    first = {'m': metrics.average(jnp.array([1.0, 3.0]), jnp.array([True, False]))}
+    second = {'m': metrics.average(jnp.array([5.0, 6.0]), jnp.array([True, True]))}
+    means, bad = metrics.to_host(metrics.merge(first, second))
+    assert means['m'] == pytest.approx(4.0) and bad is None
+
+
+def test_average_of_nothing_is_left_out_and_masked_nan_does_not_count():
+    values = {'empty': metrics.average(jnp.array([1.0]), jnp.array([False])),
+              'masked': metrics.average(jnp.array([jnp.nan, 2.0]), jnp.array([False, True]))}
+    assert metrics.to_host(values)[0] == {'masked': 2.0}
+
+
+def test_first_bad_step_survives_merging(linear):
+    task, optimizer = linear.Task(), _optimizer()
+    state = state_lib.create(task, optimizer, jax.random.key(0))
+    step = steps.make_train_step(task, optimizer, ema_limit=0.9)
+    iterator, total = linear.Numbers(bad=2), None
+    for _ in range(5):
+        batch = next(iterator)
+        state, values = step(state, linear.frozen, {name: batch[name] for name in task.fields}, np.uint32(0))
+        total = values if total is None else metrics.merge(total, values)
+    assert metrics.to_host(total)[1] == 3
