@@ -59,8 +59,10 @@ def _load_bundle() -> tuple[Any, Any, dict]:
 
 def _train() -> None:
     from nuwaxl_jax.training import loop
+    from nuwaxl_jax.training import previews
 
-    loop.train(config_lib.validate(FLAGS.config), FLAGS.workdir)
+    config = config_lib.validate(FLAGS.config)
+    loop.train(config, FLAGS.workdir, hooks=previews.make_hooks(config))
 
 
 def _sample() -> None:

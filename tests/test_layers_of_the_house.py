@@ -10,7 +10,7 @@ PACKAGE = pathlib.Path(nuwaxl_jax.__file__).parent
 # The longest matching prefix decides. An import may stay on its layer or go down.
 LAYERS = {
     "main": 6,
-    "training.loop": 5, "training.export": 5, "evaluation.run": 5, "evaluation.stories": 5, "hierarchy.sample": 5,
+    "training.loop": 5, "training.export": 5, "training.previews": 5, "evaluation.run": 5, "evaluation.stories": 5, "hierarchy.sample": 5,
     "training.tasks": 4, "training.steps": 4, "evaluation": 4, "hierarchy": 4, "networks": 4, "weights": 4,
     "training": 3, "data.pipeline": 3, "models": 3,
     "models.layers": 2, "diffusion": 2, "data": 2,

@@ -36,16 +36,20 @@ def test_source(config: ml_collections.ConfigDict, num_stories: int, num_frames:
 
 
 def encode_video(networks: networks_lib.Networks, bundle: networks_lib.Params, frames: np.ndarray, batch: int = 4) -> np.ndarray:
-    """Scaled posterior means `[F, h, w, c]` of uint8 frames, in the windows that decoding uses."""
+    """Scaled posterior means `[F, h, w, c]` of uint8 frames, in windows of L frames with shared borders, as in training.
+
+    Of a border frame's two encodings the later window's is kept.
+    """
     length = min(networks.segment_length, len(frames))
-    starts = decode_lib.window_starts(len(frames), length)
+    last = len(frames) - length
+    starts = np.append(np.arange(0, last, length - 1), last)
     encode = _encoder(networks)
     out = np.empty((len(frames), *networks.latent_shape), np.float32)
     vae = {k: bundle[k] for k in ("vae", "latent_shift", "latent_scale")}
     for i in range(0, len(starts), batch):
         rows = np.minimum(np.arange(i, i + batch), len(starts) - 1)
-        windows = np.asarray(encode(vae, frames[starts[rows][:, None] + np.arange(length)]))
-        for start, window in zip(starts[rows], windows):
+        encoded = np.asarray(encode(vae, frames[starts[rows][:, None] + np.arange(length)]))
+        for start, window in zip(starts[rows], encoded):
             out[start : start + length] = window
     return out
 

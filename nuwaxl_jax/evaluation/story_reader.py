@@ -11,8 +11,8 @@ the region around its fill that differs from the backdrop B by more than a shado
 
     e(I, B) = min over s in [0.62, 1.05] of |I - s B|
 
-its coverage is `e(I, B) / e(outline of C, B)`, at most 1, and holes (eyes) are filled. Shape and size are those of the
-silhouette, out of 4 shapes x 17 radii x sub-pixel shifts, with the largest intersection over union
+its coverage is `e(I, B) / e(outline of C, B)`, at most 1, and holes (eyes) are filled. Shape and size are those of
+the silhouette, out of 4 shapes x 17 radii x sub-pixel shifts, with the largest intersection over union
 
     IoU(a, b) = sum min(a, b) / sum max(a, b)
 
@@ -45,7 +45,7 @@ _MIN_CONTRAST = 90.0  # Lower bound of e(outline, backdrop).
 _MIN_IOU = 0.45  # Below this a region is a blot and no character.
 _RADII = np.arange(5.5, 13.75, 0.5)
 _PHASES = 4  # Sub-pixel shifts of a template along each axis.
-_CHUNK = 64
+_CHUNK = 16  # Frames looked at together, as fit a cache.
 
 
 @dataclasses.dataclass(frozen=True)

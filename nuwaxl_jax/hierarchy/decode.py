@@ -1,11 +1,13 @@
 """Finished latents to pixels, in bounded windows, as uint8.
 
-The T-KLVAE decodes windows of L frames, the length it was trained at. Neighbouring windows share their border frame
-as the segments of the finest level do; the later window's decoding of it is kept.
+The T-KLVAE's temporal layers see a frame's neighbours, so a window decodes some frames more at each side than it keeps:
+its temporal convolutions then never meet a window's end inside the video. Windows do not follow the tree's segments,
+so no seam of decoding falls on a segment's border more often than elsewhere.
 """
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any, Callable, Iterator
 
@@ -15,13 +17,36 @@ import numpy as np
 from nuwaxl_jax import networks as networks_lib
 
 Params = Any
+WINDOW = 48  # frames decoded together
+CONTEXT = 4  # frames at each side that are decoded and not kept
 
 
-def window_starts(num_frames: int, length: int) -> np.ndarray:
-    """First frames int32 of windows of `length` that cover `num_frames`, stride length - 1, the last one moved back."""
-    last = max(num_frames - length, 0)
-    starts = np.arange(0, last, length - 1)
-    return np.append(starts, last).astype(np.int32)
+def windows(num_frames: int, window: int = WINDOW, context: int = CONTEXT) -> list[tuple[int, int, int]]:
+    """(first frame decoded, first frame kept, end of those kept) of each window; every frame is kept once.
+
+    A video of at most `window` frames is one window; else all have `window` frames, the last one moved back.
+    """
+    if window <= 2 * context:
+        raise ValueError(f"window is {window}: it must be longer than twice the context, {2 * context}")
+    if num_frames <= window:
+        return [(0, 0, num_frames)]
+    out, kept = [], 0
+    while kept < num_frames:
+        start = min(max(kept - context, 0), num_frames - window)
+        end = num_frames if start == num_frames - window else start + window - context
+        out.append((start, kept, end))
+        kept = end
+    return out
+
+
+@functools.lru_cache(maxsize=4)
+def _decoder(networks: networks_lib.Networks) -> Callable[..., jax.Array]:
+    @jax.jit
+    def decode(vae: Params, x0: jax.Array) -> jax.Array:
+        z = x0 / vae["latent_scale"] + vae["latent_shift"]
+        return networks_lib.to_uint8(networks.decode(vae["vae"], z))  # [1, window, H, W, 3]
+
+    return decode
 
 
 def decode_frames(
@@ -29,39 +54,24 @@ def decode_frames(
     bundle: Params,
     latents: np.ndarray,
     *,
-    batch: int = 4,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yields uint8 frames `[n, H, W, 3]` in order, from scaled latents `[F, h, w, c]`; memory is one batch of windows.
+    """Yields uint8 frames `[n, H, W, 3]` in order, from scaled latents `[F, h, w, c]`; memory is two windows.
 
     Args:
-      batch: windows a device call.
-      progress: (frames done, all frames, seconds), after each call.
+      progress: (frames done, all frames, seconds), after each window.
     """
-    length = min(networks.segment_length, len(latents))
-    starts = window_starts(len(latents), length)
+    plan = windows(len(latents))
+    length = min(WINDOW, len(latents))
     vae = {k: bundle[k] for k in ("vae", "latent_shift", "latent_scale")}
-
-    @jax.jit
-    def decode(vae: Params, x0: jax.Array) -> jax.Array:
-        z = x0 / vae["latent_scale"] + vae["latent_shift"]
-        return networks_lib.to_uint8(networks.decode(vae["vae"], z))  # [batch, L, H, W, 3]
-
-    def dispatch(i: int) -> jax.Array:
-        rows = np.minimum(np.arange(i, i + batch), len(starts) - 1)
-        return decode(vae, latents[starts[rows][:, None] + np.arange(length)])
-
+    decode = _decoder(networks)
     begin = time.perf_counter()
-    done, following = 0, dispatch(0)
-    for i in range(0, len(starts), batch):
+    following = decode(vae, latents[None, :length])
+    for i, (start, first, end) in enumerate(plan):
         current = following
-        if i + batch < len(starts):
-            following = dispatch(i + batch)
-        windows = np.asarray(current)
-        for k in range(i, min(i + batch, len(starts))):
-            end = starts[k + 1] if k + 1 < len(starts) else len(latents)
-            skip = done - starts[k]
-            yield windows[k - i, skip : end - starts[k]]
-            done = int(end)
+        if i + 1 < len(plan):
+            ahead = plan[i + 1][0]
+            following = decode(vae, latents[None, ahead : ahead + length])
+        yield np.asarray(current)[0, first - start : end - start]
         if progress is not None:
-            progress(done, len(latents), time.perf_counter() - begin)
+            progress(end, len(latents), time.perf_counter() - begin)

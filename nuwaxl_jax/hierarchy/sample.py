@@ -112,15 +112,14 @@ def generate(
     report = Progress(plans, calls, videos) if progress else None
     shared = dict(mesh=mesh, chunk=tree.chunk, handover=handover)
     if tree.strategy == "autoregressive":
-        microbatch = min(videos, tree.microbatch)
         result = autoregressive.generate_autoregressive(
-            sample_segments, params, plans[0], key, prompt_index, networks.latent_shape, microbatch=microbatch,
+            sample_segments, params, plans[0], key, prompt_index, networks.latent_shape, microbatch=1,
             progress=report, **shared,
         )
         serial = result.timings[0]["rounds"] * calls[0]
     else:
-        shards = 1 if mesh is None else program.segment_shards(mesh)
-        microbatch = [min(tree.microbatch, -(-p.num_segments * videos // shards)) for p in plans]
+        # Of the plan alone, never of devices or videos: equal microbatches are what makes equal bits.
+        microbatch = [min(tree.microbatch, p.num_segments) for p in plans]
         ahead = generate_lib.compile_ahead(
             sample_segments, params, plans, videos, networks.latent_shape, microbatch=microbatch, **shared
         )

@@ -1,0 +1,123 @@
+"""Seconds of the tree against the sliding window, and of every stage of the main job.
+
+    python experiments/speed/run.py [--frames 16,226,1024,3376] [--repeats 3] [--weights shipped]
+
+Both strategies run the same networks, the same story and the same sampler settings of the finest level, one after the
+other in one process, alternating; compilation is measured apart. Writes results.json and plot.png beside this file.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import statistics
+import time
+
+import jax
+import numpy as np
+
+from nuwaxl_jax import networks as networks_lib
+from nuwaxl_jax import weights as weights_lib
+from nuwaxl_jax.hierarchy import decode
+from nuwaxl_jax.hierarchy import sample
+from nuwaxl_jax.hierarchy import story as story_lib
+
+HERE = pathlib.Path(__file__).parent
+STORY = HERE.parents[1] / "stories" / "two_friends.txt"
+STRATEGIES = ("diffusion_over_diffusion", "autoregressive")
+
+
+def measure(config, networks, bundle, strategy: str, num_frames: int, repeats: int) -> dict:
+    """Medians over `repeats` warm runs of one strategy at one length."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.hierarchy.strategy = strategy
+    prompts, index = story_lib.Story.load(STORY).frame_prompts(num_frames)
+    first = time.perf_counter()
+    made = sample.generate(config, networks, bundle, prompts, index[None], progress=False)
+    first = time.perf_counter() - first
+    runs, levels = [], []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        made = sample.generate(config, networks, bundle, prompts, index[None], progress=False)
+        runs.append(time.perf_counter() - start)
+        levels.append([t["seconds"] for t in made.timings])
+    return {
+        "frames": num_frames,
+        "strategy": strategy,
+        "first_run_seconds": round(first, 2),  # with compilation
+        "seconds": round(statistics.median(runs), 3),
+        "all_seconds": [round(r, 3) for r in runs],
+        "level_seconds": [round(statistics.median(column), 3) for column in zip(*levels)],
+        "segments": [t["segments"] for t in made.timings],
+        "serial_denoiser_calls": made.denoiser_calls,
+        "serial_denoiser_calls_if_every_segment_of_a_level_ran_at_once": unlimited_calls(config, made),
+    }
+
+
+def unlimited_calls(config, made: sample.Generated) -> int:
+    """Denoiser calls one after another on a machine that a whole level fits on."""
+    total = 0
+    for plan in made.plans:
+        steps = config.sampler.steps[plan.network_level]
+        doubled = 1 if config.sampler.guidance[plan.network_level] == 1.0 else 2
+        rounds = plan.num_segments if config.hierarchy.strategy == "autoregressive" else 1
+        total += rounds * steps * doubled
+    return total
+
+
+def decode_seconds(networks, bundle, num_frames: int, repeats: int) -> float:
+    """Median seconds to decode `num_frames` of latents."""
+    latents = np.random.default_rng(0).normal(size=(num_frames, *networks.latent_shape)).astype(np.float32)
+    runs = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        for _ in decode.decode_frames(networks, bundle, latents):
+            pass
+        runs.append(time.perf_counter() - start)
+    return round(statistics.median(runs[1:]), 3)
+
+
+def plot(rows: list[dict]) -> None:
+    """Seconds and serial denoiser calls over the length."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), dpi=90, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for strategy in STRATEGIES:
+        own = [r for r in rows if r["strategy"] == strategy]
+        frames, label = [r["frames"] for r in own], strategy.replace("_", " ")
+        left.plot(frames, [r["seconds"] for r in own], marker="o", label=label)
+        calls = "serial_denoiser_calls_if_every_segment_of_a_level_ran_at_once"
+        right.plot(frames, [r[calls] for r in own], marker="o", label=label)
+    left.set(title="seconds to sample, this machine", xlabel="frames")
+    right.set(title="denoiser calls one after another,\na level at once", xlabel="frames", yscale="log")
+    left.legend()
+    figure.savefig(HERE / "plot.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", default="16,226,1024,3376")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--weights", default="shipped")
+    arguments = parser.parse_args()
+    path = weights_lib.shipped_path() if arguments.weights == "shipped" else arguments.weights
+    bundle, config, card = weights_lib.load(path)
+    networks = networks_lib.build(config)
+    rows = []
+    for num_frames in map(int, arguments.frames.split(",")):
+        for strategy in STRATEGIES:
+            rows.append(measure(config, networks, bundle, strategy, num_frames, arguments.repeats))
+            rows[-1]["decode_seconds"] = decode_seconds(networks, bundle, num_frames, 1)
+            print(rows[-1], flush=True)
+    machine = {"cores": os.cpu_count(), "backend": jax.default_backend(), "jax": jax.__version__,
+               "processor": platform.machine()}
+    record = {"machine": machine, "weights": card, "sampler": config.sampler.to_dict(), "rows": rows}
+    (HERE / "results.json").write_text(json.dumps(record, indent=1) + "\n")
+    plot(rows)
+
+
+if __name__ == "__main__":
+    main()

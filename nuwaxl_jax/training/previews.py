@@ -1,0 +1,82 @@
+"""Sample videos of a training run: what the loop's 'sample' hook draws for TensorBoard and the workdir.
+
+A VAE shows a held-out clip beside its reconstruction; a denoiser shows, for each level it serves, a held-out clip
+beside the one it makes from the same prompts and the same given frames, with the averaged parameters.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Mapping
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from nuwaxl_jax import networks as networks_lib
+from nuwaxl_jax.data import pipeline
+from nuwaxl_jax.hierarchy import segments as segments_lib
+
+
+def _clip(config: ml_collections.ConfigDict, stage: str, level: int) -> dict[str, np.ndarray]:
+    """The first held-out clip of a level, batch of one."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.level_weights = tuple(float(k == level) for k in range(config.hierarchy.depth))
+    iterator = pipeline.make_iterator(config, "valid", stage, seed=config.seed, batch_size=1)
+    try:
+        return next(iterator)
+    finally:
+        iterator.close()
+
+
+def _beside(real: np.ndarray, made: jax.Array) -> np.ndarray:
+    """uint8 `[L, H, 2W, 3]`: the real clip on the left."""
+    return np.concatenate([real, np.asarray(networks_lib.to_uint8(made))], axis=2)
+
+
+def _reconstruction(config, networks, stage: str, params: Any) -> dict[str, np.ndarray]:
+    frames = _clip(config, stage, config.hierarchy.depth - 1)["frames"]
+    temporal = stage == "vae"
+    mean, _ = networks.encode(params, frames, temporal=temporal)
+    return {"reconstruction": _beside(frames[0], networks.decode(params, mean, temporal=temporal)[0])}
+
+
+def _generation(config, networks, levels: range, params: Any, frozen: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    sampler = config.sampler
+    sample = segments_lib.make_sample_segments(
+        networks, sampler.method, tuple(sampler.steps), tuple(map(float, sampler.guidance)), float(sampler.eta)
+    )
+    run = jax.jit(sample, static_argnames="level")
+    out = {}
+    for level in levels:
+        batch = _clip(config, "denoiser", level)
+        length = batch["frames"].shape[1]
+        mean, _ = networks.encode(frozen["vae"], batch["frames"])
+        x0 = (mean - frozen["latent_shift"]) * frozen["latent_scale"]
+        border = (jnp.arange(length) % (length - 1) == 0) & (level > 0)
+        mask = jnp.broadcast_to(border[None, :, None, None, None].astype(jnp.float32), (*x0.shape[:-1], 1))
+        table = networks.text_states(params["text"], batch["tokens"][0])
+        null = networks.text_states(params["text"], networks.null_tokens())
+        # One tree, at the place where the sampler looks for this level's.
+        single = dict(denoisers=(params,), text=(table,), null_text=(null,))
+        keys = jax.random.split(jax.random.key(config.seed), 1)
+        made = run(single, keys, mask * x0, mask, jnp.arange(length, dtype=jnp.int32)[None], level=level)
+        z = made / frozen["latent_scale"] + frozen["latent_shift"]
+        out[f"level_{level}"] = _beside(batch["frames"][0], networks.decode(frozen["vae"], z)[0])
+    return out
+
+
+def make_hooks(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """{'sample': hook} for `loop.train`."""
+
+    def sample(stage: str, state: Any, frozen: Mapping[str, Any], step: int) -> dict[str, np.ndarray]:
+        del step
+        networks = networks_lib.build(config)
+        if not stage.startswith("denoiser"):
+            return _reconstruction(config, networks, stage, state.ema_params)
+        level = stage.removeprefix("denoiser").removeprefix("_")
+        levels = range(int(level), int(level) + 1) if level else range(config.hierarchy.depth)
+        return _generation(config, networks, levels, state.ema_params, frozen)
+
+    return {"sample": sample}
