@@ -19,7 +19,6 @@ setup(
     description="NUWA-XL in JAX: one text story in, one long video out, every segment of a level in parallel",
     long_description=README.read_text() if README.exists() else "",
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=("nuwaxl_jax", "nuwaxl_jax.*")),
     package_data={"nuwaxl_jax": ["assets/*"]},
@@ -36,7 +35,7 @@ setup(
         "importlib_resources",  # tensorflow-datasets needs it without TensorFlow and does not declare it
         # Beyond it, each for one reason.
         "absl-py>=2.0",  # flags
-        "av>=14",  # reads and writes video containers frame-exactly, brings its own codecs (video_io.py)
+        "av>=18",  # reads and writes video containers frame-exactly, brings its own codecs (video_io.py)
         "matplotlib>=3.8",  # plots of evaluations and studies
         "numpy>=1.26",
         "pillow>=10.1",  # storyboards and GIFs

@@ -18,6 +18,7 @@ from typing import Any
 
 from absl import flags
 from absl import logging
+import jax
 from ml_collections import config_flags
 
 from nuwaxl_jax import config as config_lib
@@ -31,6 +32,8 @@ flags.DEFINE_string("workdir", None, "Folder of a run: checkpoints, logs, output
 flags.DEFINE_string("story", None, "Story file (.txt, a prompt a line, or .json), for --mode=sample.")
 flags.DEFINE_string("weights", "", "safetensors file, or 'shipped'. Default: the workdir's own if it was trained there, else shipped.")
 flags.DEFINE_integer("frames", 0, "Frames of the video; 0 = the full tree, (L - 1)^M + 1.", lower_bound=0)
+flags.DEFINE_integer("cpu_devices", 0, "Devices that a CPU shows as; segments and batches are spread over them. 0 = one for"
+                     " training, one a core (at most 8) for sampling and evaluation.", lower_bound=0)
 flags.DEFINE_integer("stories", 20, "Held-out stories of --mode=eval.", lower_bound=1)
 config_flags.DEFINE_config_file("config", _DEFAULT_CONFIG, "Config file, with a preset after a colon.", lock_config=True)
 
@@ -94,12 +97,19 @@ def _export() -> None:
     print(f"{FLAGS.weights}: {os.path.getsize(FLAGS.weights) / 1e6:.1f} MB")
 
 
+def _default_cpu_devices() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if FLAGS.mode == "train" else min(cores, 8)
+
+
 _MODES = {"train": _train, "sample": _sample, "eval": _eval, "export": _export}
 
 
 def main(argv: list[str]) -> None:
+    """Dispatches on --mode."""
     if len(argv) > 1:
         raise UsageError(f"unknown argument {argv[1]!r}; options start with --")
+    jax.config.update("jax_num_cpu_devices", FLAGS.cpu_devices or _default_cpu_devices())
     _MODES[FLAGS.mode]()
 
 

@@ -15,6 +15,7 @@ import ml_collections
 import numpy as np
 
 from nuwaxl_jax import networks as networks_lib
+from nuwaxl_jax import partitioning
 from nuwaxl_jax.data.toons import source as toons_source
 from nuwaxl_jax.evaluation import image_metrics
 from nuwaxl_jax.evaluation import story_score
@@ -86,7 +87,8 @@ def _generated(
     for v, story in enumerate(stories):
         own, at = story.frame_prompts(len(captions[v]))
         index[v] = np.array([prompts.setdefault(p, len(prompts)) for p in own], np.int32)[at]
-    made = sample_lib.generate(config, networks, bundle, list(prompts), index, progress=True)
+    mesh = partitioning.make_mesh(**config.mesh.to_dict())
+    made = sample_lib.generate(config, networks, bundle, list(prompts), index, mesh=mesh)
     cost = {
         "seconds": sum(t["seconds"] for t in made.timings) / len(stories),
         "compile_seconds": sum(t["compile_seconds"] for t in made.timings),

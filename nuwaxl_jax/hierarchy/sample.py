@@ -23,6 +23,7 @@ import numpy as np
 
 from nuwaxl_jax import config as config_lib
 from nuwaxl_jax import networks as networks_lib
+from nuwaxl_jax import partitioning
 from nuwaxl_jax import video_io
 from nuwaxl_jax.hierarchy import autoregressive
 from nuwaxl_jax.hierarchy import decode as decode_lib
@@ -211,7 +212,8 @@ def run(
     path = target / f"{pathlib.Path(story_path).stem}.mp4"
     say(f"{num_frames} frames of {config.data.frame_size}x{config.data.frame_size}, {len(prompts)} prompts, "
         f"{sum(p.num_segments for p in plans)} segments in {len(plans)} levels; compiling")
-    generated = generate(config, networks, bundle, prompts, index[None])
+    mesh = partitioning.make_mesh(**config.mesh.to_dict())
+    generated = generate(config, networks, bundle, prompts, index[None], mesh=mesh)
     sampled = time.perf_counter()
 
     rows = storyboard.rows_of(plans, num_frames)

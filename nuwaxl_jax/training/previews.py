@@ -38,8 +38,12 @@ def _beside(real: np.ndarray, made: jax.Array) -> np.ndarray:
 def _reconstruction(config, networks, stage: str, params: Any) -> dict[str, np.ndarray]:
     frames = _clip(config, stage, config.hierarchy.depth - 1)["frames"]
     temporal = stage == "vae"
-    mean, _ = networks.encode(params, frames, temporal=temporal)
-    return {"reconstruction": _beside(frames[0], networks.decode(params, mean, temporal=temporal)[0])}
+
+    @jax.jit
+    def reconstruct(params: Any, frames: jax.Array) -> jax.Array:
+        return networks.decode(params, networks.encode(params, frames, temporal=temporal)[0], temporal=temporal)
+
+    return {"reconstruction": _beside(frames[0], reconstruct(params, frames)[0])}
 
 
 def _generation(config, networks, levels: range, params: Any, frozen: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -47,23 +51,27 @@ def _generation(config, networks, levels: range, params: Any, frozen: Mapping[st
     sample = segments_lib.make_sample_segments(
         networks, sampler.method, tuple(sampler.steps), tuple(map(float, sampler.guidance)), float(sampler.eta)
     )
-    run = jax.jit(sample, static_argnames="level")
-    out = {}
-    for level in levels:
-        batch = _clip(config, "denoiser", level)
-        length = batch["frames"].shape[1]
-        mean, _ = networks.encode(frozen["vae"], batch["frames"])
+
+    def generate(params, frozen, frames, tokens, null_tokens, level):
+        length = frames.shape[1]
+        mean, _ = networks.encode(frozen["vae"], frames)
         x0 = (mean - frozen["latent_shift"]) * frozen["latent_scale"]
         border = (jnp.arange(length) % (length - 1) == 0) & (level > 0)
         mask = jnp.broadcast_to(border[None, :, None, None, None].astype(jnp.float32), (*x0.shape[:-1], 1))
-        table = networks.text_states(params["text"], batch["tokens"][0])
-        null = networks.text_states(params["text"], networks.null_tokens())
-        # One tree, at the place where the sampler looks for this level's.
+        table, null = (networks.text_states(params["text"], t) for t in (tokens, null_tokens))
+        # One tree, where the sampler looks for it whatever the level.
         single = dict(denoisers=(params,), text=(table,), null_text=(null,))
         keys = jax.random.split(jax.random.key(config.seed), 1)
-        made = run(single, keys, mask * x0, mask, jnp.arange(length, dtype=jnp.int32)[None], level=level)
-        z = made / frozen["latent_scale"] + frozen["latent_shift"]
-        out[f"level_{level}"] = _beside(batch["frames"][0], networks.decode(frozen["vae"], z)[0])
+        made = sample(single, keys, mask * x0, mask, jnp.arange(length, dtype=jnp.int32)[None], level=level)
+        made = jnp.where(mask > 0, x0, made)
+        return networks.decode(frozen["vae"], made / frozen["latent_scale"] + frozen["latent_shift"])[0]
+
+    run = jax.jit(generate, static_argnames="level")
+    out = {}
+    for level in levels:
+        batch = _clip(config, "denoiser", level)
+        made = run(params, frozen, batch["frames"], batch["tokens"][0], networks.null_tokens(), level=level)
+        out[f"level_{level}"] = _beside(batch["frames"][0], made)
     return out
 
 

@@ -1,0 +1,40 @@
+"""README's pictures from a generated video: its storyboard, and a strip of consecutive frames.
+
+    python experiments/toons_small/pictures.py out/two_friends.mp4 [--first 150]
+"""
+
+import argparse
+import json
+import pathlib
+import shutil
+
+import numpy as np
+from PIL import Image
+
+from nuwaxl_jax import video_io
+
+HERE = pathlib.Path(__file__).parent
+
+
+def strip(frames: np.ndarray, columns: int, scale: int = 2) -> Image.Image:
+    """Frames `[n, H, W, 3]` in rows of `columns`, left to right, top to bottom."""
+    rows = [np.concatenate(list(frames[i : i + columns]), axis=1) for i in range(0, len(frames), columns)]
+    picture = Image.fromarray(np.concatenate(rows, axis=0))
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("video", type=pathlib.Path)
+    parser.add_argument("--first", type=int, default=240, help="first frame of the strip")
+    arguments = parser.parse_args()
+    with video_io.VideoReader(arguments.video) as reader:
+        frames = reader.read(np.arange(arguments.first, arguments.first + 32))
+    strip(frames, 16, 1).save(HERE / "strip.png")
+    shutil.copy(arguments.video.with_suffix(".png"), HERE / "storyboard.png")
+    meta = json.loads(arguments.video.with_suffix(".json").read_text())
+    (HERE / "main_job.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()
