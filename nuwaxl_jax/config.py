@@ -14,28 +14,14 @@ from typing import Any, Mapping
 
 import ml_collections
 
-STAGES = ("image_vae", "vae", "denoiser")
+from nuwaxl_jax import config_rules
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "data.source": ("toons", "folder"),
-    "text.tokenizer": ("words",),
-    "vae.loss": ("l1", "l2", "l1+l2"),
-    "vae.temporal": ("none", "conv", "conv_attn"),
-    "vae.temporal_init": ("identity", "random"),
-    "unet.temporal": ("none", "conv", "conv_attn"),
-    "unet.injection": ("none", "top_up", "up", "down_up"),
-    "mtd.weights": ("shared", "per_level"),
-    "diffusion.schedule": ("linear", "scaled_linear", "cosine"),
-    "diffusion.prediction": ("eps", "x0", "v"),
-    "diffusion.weighting": ("uniform", "min_snr", "snr"),
-    "sampler.method": ("ddim", "ddpm"),
-    "hierarchy.strategy": ("diffusion_over_diffusion", "autoregressive"),
-    "hierarchy.handover": ("latent", "pixel"),
-}
-
-
-class ConfigError(ValueError):
-    """A setting that cannot work. The message is one line: the field, what is wrong, the mend."""
+STAGES = config_rules.STAGES
+ConfigError = config_rules.ConfigError
+validate = config_rules.validate
+window_frames = config_rules.window_frames
+vae_factor = config_rules.vae_factor
+latent_shape = config_rules.latent_shape
 
 
 def _stage(**overrides: Any) -> ml_collections.ConfigDict:
@@ -188,133 +174,6 @@ def default() -> ml_collections.ConfigDict:
     )
 
 
-def window_frames(config: ml_collections.ConfigDict) -> int:
-    """F = (L - 1) ** M + 1, the frames of the full tree."""
-    return (config.hierarchy.segment_length - 1) ** config.hierarchy.depth + 1
-
-
-def vae_factor(config: ml_collections.ConfigDict) -> int:
-    """Pixels a latent, along height and along width."""
-    return 2 ** (len(config.vae.channel_mults) - 1)
-
-
-def latent_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
-    """(h, w, c) of one frame's latent."""
-    side = config.data.frame_size // vae_factor(config)
-    return side, side, config.vae.latent_channels
-
-
-def _require(condition: bool, field: str, problem: str, mend: str) -> None:
-    if not condition:
-        raise ConfigError(f"config.{field}: {problem}; {mend}")
-
-
-def _check_stage(config: ml_collections.ConfigDict, name: str) -> None:
-    stage = config.train[name]
-    field = f"train.{name}"
-    _require(stage.batch_size >= 1, f"{field}.batch_size", "must be at least 1", "set a positive number of clips")
-    _require(
-        stage.accumulate >= 1 and stage.batch_size % stage.accumulate == 0,
-        f"{field}.accumulate",
-        f"{stage.accumulate} does not divide batch_size {stage.batch_size}",
-        "choose a divisor",
-    )
-    _require(stage.dtype in ("float32", "bfloat16"), f"{field}.dtype", f"unknown type {stage.dtype!r}",
-             "use float32 or bfloat16")
-    _require(
-        stage.lr_schedule in ("cosine", "constant"),
-        f"{field}.lr_schedule",
-        f"unknown schedule {stage.lr_schedule!r}",
-        "use cosine or constant",
-    )
-    _require(stage.num_steps >= 1, f"{field}.num_steps", "must be at least 1", "set the number of optimiser steps")
-    _require(stage.log_every >= 1, f"{field}.log_every", "must be at least 1", "set steps between log lines")
-    _require(stage.checkpoint_every >= 1, f"{field}.checkpoint_every", "must be at least 1", "set steps between them")
-    length = config.hierarchy.segment_length
-    _require(
-        1 <= stage.clip_length <= length,
-        f"{field}.clip_length",
-        f"{stage.clip_length} is not in 1..{length}",
-        "a clip has at most hierarchy.segment_length frames",
-    )
-
-
-def _check_models(config: ml_collections.ConfigDict) -> None:
-    factor = vae_factor(config)
-    size = config.data.frame_size
-    _require(size % factor == 0, "data.frame_size", f"{size} is not a multiple of the VAE's factor {factor}",
-             "change frame_size or the number of vae.channel_mults")
-    unet_factor = 2 ** (len(config.unet.channel_mults) - 1)
-    side = size // factor
-    _require(side % unet_factor == 0, "unet.channel_mults",
-             f"a latent of {side} pixels cannot be halved {len(config.unet.channel_mults) - 1} times",
-             "use fewer levels or larger frames")
-    heads = config.unet.num_heads
-    for mult in config.unet.channel_mults:
-        _require(config.unet.channels * mult % heads == 0, "unet.num_heads",
-                 f"{heads} heads do not divide {config.unet.channels * mult} channels", "change channels or heads")
-    _require(len(config.unet.prompt_levels) == len(config.unet.channel_mults), "unet.prompt_levels",
-             f"{len(config.unet.prompt_levels)} entries for {len(config.unet.channel_mults)} levels",
-             "give one a level")
-    _require(config.text.width % config.text.num_heads == 0, "text.num_heads",
-             f"{config.text.num_heads} heads do not divide width {config.text.width}", "change width or heads")
-    _require(config.text.max_tokens >= 3, "text.max_tokens", "must hold bos, one word and eos", "use at least 3")
-
-
-def _check_hierarchy(config: ml_collections.ConfigDict) -> None:
-    tree = config.hierarchy
-    _require(tree.segment_length >= 3, "hierarchy.segment_length", "a segment needs two borders and a middle frame",
-             "use at least 3")
-    _require(tree.depth >= 1, "hierarchy.depth", "must be at least 1", "1 is global diffusion alone")
-    _require(tree.chunk >= 0 and tree.microbatch >= 1, "hierarchy.microbatch", "must be at least 1 (chunk at least 0)",
-             "chunk 0 is a whole level at once")
-    _require(1 <= tree.overlap < tree.segment_length, "hierarchy.overlap",
-             f"{tree.overlap} is not in 1..{tree.segment_length - 1}", "give fewer frames than a segment has")
-    for field, values in (("sampler.steps", config.sampler.steps), ("sampler.guidance", config.sampler.guidance),
-                          ("data.level_weights", config.data.level_weights)):
-        _require(len(values) == tree.depth, field, f"{len(values)} entries for {tree.depth} levels",
-                 "give one a level of hierarchy.depth")
-    _require(min(config.data.level_weights) >= 0 and sum(config.data.level_weights) > 0, "data.level_weights",
-             "must be non-negative and not all zero", "0 leaves a level out of training")
-    steps_max = config.diffusion.num_timesteps
-    _require(all(1 <= s <= steps_max for s in config.sampler.steps), "sampler.steps",
-             f"each must be in 1..{steps_max}", "use fewer steps than diffusion.num_timesteps")
-    frames = window_frames(config)
-    if config.data.source == "toons":
-        _require(config.data.episode_frames >= frames, "data.episode_frames",
-                 f"{config.data.episode_frames} is shorter than the window of {frames} frames",
-                 "lengthen it or lower hierarchy.depth")
-
-
-def validate(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Checks every rule that does not need the data or the devices; returns `config` unchanged.
-
-    Raises:
-      ConfigError: one line that names the field, the problem and the mend.
-    """
-    for field, choices in _CHOICES.items():
-        section, key = field.split(".")
-        value = config[section][key]
-        _require(value in choices, field, f"unknown value {value!r}", f"choose one of {', '.join(choices)}")
-    _require(set(config.train.stages) <= set(STAGES) and len(config.train.stages) > 0, "train.stages",
-             f"{tuple(config.train.stages)} has an unknown stage or none", f"choose from {', '.join(STAGES)}")
-    _require(config.data.source != "folder" or bool(config.data.path), "data.path", "is empty",
-             "give the folder of videos with --config.data.path=DIR")
-    _require(not (config.diffusion.zero_terminal_snr and config.diffusion.prediction == "eps"),
-             "diffusion.prediction", "eps is undefined at zero terminal SNR",
-             "use v or x0, or diffusion.zero_terminal_snr=False")
-    probabilities = ("caption_dropout", "unconditional_prob", "first_only_prob")
-    for key in probabilities:
-        _require(0 <= config.diffusion[key] <= 1, f"diffusion.{key}", "is not a probability", "use 0 to 1")
-    _require(config.diffusion.unconditional_prob + config.diffusion.first_only_prob <= 1, "diffusion.first_only_prob",
-             "exceeds 1 together with unconditional_prob", "lower one of them")
-    _check_models(config)
-    _check_hierarchy(config)
-    for name in config.train.stages:
-        _check_stage(config, name)
-    return config
-
-
 def check_field(path: str) -> None:
     """Raises ConfigError if `path`, such as `unet.channels`, is no field of `default()`."""
     node, walked = default(), []
@@ -344,7 +203,7 @@ def _merge(base: ml_collections.ConfigDict, values: Mapping[str, Any], prefix: s
             try:
                 base[key] = tuple(value) if isinstance(value, list) else value
             except (TypeError, ValueError) as error:
-                raise ConfigError(f"config.{name}: {value!r} has the wrong type ({error}); see config.default()")
+                raise ConfigError(f"config.{name}: {value!r} has the wrong type ({error}); see config.default()") from error
 
 
 def from_json(text: str) -> ml_collections.ConfigDict:

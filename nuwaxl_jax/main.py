@@ -30,12 +30,21 @@ FLAGS = flags.FLAGS
 flags.DEFINE_enum("mode", None, ["train", "sample", "eval", "export"], "What to do.", required=True)
 flags.DEFINE_string("workdir", None, "Folder of a run: checkpoints, logs, outputs.", required=True)
 flags.DEFINE_string("story", None, "Story file (.txt, a prompt a line, or .json), for --mode=sample.")
-flags.DEFINE_string("weights", "", "safetensors file, or 'shipped'. Default: the workdir's own if it was trained there, else shipped.")
+flags.DEFINE_string(
+    "weights", "", "safetensors file, or 'shipped'. Default: the workdir's own if it was trained there, else shipped."
+)
 flags.DEFINE_integer("frames", 0, "Frames of the video; 0 = the full tree, (L - 1)^M + 1.", lower_bound=0)
-flags.DEFINE_integer("cpu_devices", 0, "Devices that a CPU shows as; segments and batches are spread over them. 0 = one for"
-                     " training, one a core (at most 8) for sampling and evaluation.", lower_bound=0)
+flags.DEFINE_integer(
+    "cpu_devices",
+    0,
+    "Devices that a CPU shows as; segments and batches are spread over them. 0 = one for"
+    " training, one a core (at most 8) for sampling and evaluation.",
+    lower_bound=0,
+)
 flags.DEFINE_integer("stories", 20, "Held-out stories of --mode=eval.", lower_bound=1)
-config_flags.DEFINE_config_file("config", _DEFAULT_CONFIG, "Config file, with a preset after a colon.", lock_config=True)
+config_flags.DEFINE_config_file(
+    "config", _DEFAULT_CONFIG, "Config file, with a preset after a colon.", lock_config=True
+)
 
 
 class UsageError(ValueError):

@@ -19,7 +19,6 @@ import numpy as np
 from nuwaxl_jax import config as config_lib
 from nuwaxl_jax.data import text as text_lib
 from nuwaxl_jax.diffusion import gaussian
-from nuwaxl_jax.diffusion import samplers
 from nuwaxl_jax.models import mtd_unet
 from nuwaxl_jax.models import text_encoder
 from nuwaxl_jax.models import tklvae
@@ -102,10 +101,24 @@ def build(config: ml_collections.ConfigDict, dtype: str = "float32") -> Networks
     """Modules and functions of a validated config, computing in `dtype`."""
     compute = jnp.dtype(dtype)
     latent = config_lib.latent_shape(config)
-    vae_fields = {k: config.vae[k] for k in ("channels", "channel_mults", "num_res_blocks", "latent_channels", "temporal",
-                                             "temporal_init")}
-    unet_fields = {k: config.unet[k] for k in ("channels", "channel_mults", "num_res_blocks", "num_heads",
-                                               "prompt_levels", "ff_mult", "cond_channels", "temporal", "injection")}
+    vae_fields = {
+        k: config.vae[k]
+        for k in ("channels", "channel_mults", "num_res_blocks", "latent_channels", "temporal", "temporal_init")
+    }
+    unet_fields = {
+        k: config.unet[k]
+        for k in (
+            "channels",
+            "channel_mults",
+            "num_res_blocks",
+            "num_heads",
+            "prompt_levels",
+            "ff_mult",
+            "cond_channels",
+            "temporal",
+            "injection",
+        )
+    }
     text_fields = {k: config.text[k] for k in ("vocab_size", "max_tokens", "width", "num_layers", "num_heads")}
     shared = config.mtd.weights == "shared"
     process = config.diffusion

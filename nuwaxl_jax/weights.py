@@ -49,8 +49,13 @@ def _unflatten(flat: dict[str, np.ndarray]) -> Bundle:
     return tree
 
 
-def save(path: str | os.PathLike, bundle: Bundle, config: ml_collections.ConfigDict, card: dict[str, Any],
-         dtype: str = "float16") -> None:
+def save(
+    path: str | os.PathLike,
+    bundle: Bundle,
+    config: ml_collections.ConfigDict,
+    card: dict[str, Any],
+    dtype: str = "float16",
+) -> None:
     """Writes a bundle by atomic rename; float arrays are stored as `dtype`, the latent statistics as float32."""
     flat = {}
     for name, value in _flatten(bundle).items():
@@ -78,7 +83,9 @@ def load(path: str | os.PathLike) -> tuple[Bundle, ml_collections.ConfigDict, di
             metadata = file.metadata() or {}
             flat = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}
     except safetensors.SafetensorError as error:
-        raise ValueError(f"weights: {path} is not a readable safetensors file ({error}); fetch or export it again") from error
+        raise ValueError(
+            f"weights: {path} is not a readable safetensors file ({error}); fetch or export it again"
+        ) from error
     if "config" not in metadata:
         raise ValueError(f"weights: {path} carries no config; it was not written by --mode=export")
     card = json.loads(metadata.get("card", "{}"))

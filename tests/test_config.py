@@ -21,25 +21,28 @@ def test_default_is_valid_and_survives_json():
     assert config_lib.window_frames(config) == 3376  # the paper's length, L = 16 and depth 3
 
 
-@pytest.mark.parametrize("fields,named", [
-    (dict(data__source="imagenet"), "config.data.source"),
-    (dict(data__frame_size=60), "config.data.frame_size"),
-    (dict(data__source="folder"), "config.data.path"),
-    (dict(unet__num_heads=3), "config.unet.num_heads"),
-    (dict(unet__prompt_levels=(True,)), "config.unet.prompt_levels"),
-    (dict(unet__channel_mults=(1, 1, 1, 1, 1), unet__prompt_levels=(True,) * 5), "config.unet.channel_mults"),
-    (dict(sampler__steps=(8, 8)), "config.sampler.steps"),
-    (dict(sampler__steps=(8, 8, 2000)), "config.sampler.steps"),
-    (dict(hierarchy__segment_length=2), "config.hierarchy.segment_length"),
-    (dict(hierarchy__overlap=16), "config.hierarchy.overlap"),
-    (dict(diffusion__prediction="eps"), "config.diffusion.prediction"),
-    (dict(diffusion__caption_dropout=1.5), "config.diffusion.caption_dropout"),
-    (dict(train__denoiser__accumulate=3), "config.train.denoiser.accumulate"),
-    (dict(train__vae__clip_length=17), "config.train.vae.clip_length"),
-    (dict(train__stages=("gan",)), "config.train.stages"),
-    (dict(data__episode_frames=3000), "config.data.episode_frames"),
-    (dict(text__num_heads=7), "config.text.num_heads"),
-])
+@pytest.mark.parametrize(
+    "fields,named",
+    [
+        (dict(data__source="imagenet"), "config.data.source"),
+        (dict(data__frame_size=60), "config.data.frame_size"),
+        (dict(data__source="folder"), "config.data.path"),
+        (dict(unet__num_heads=3), "config.unet.num_heads"),
+        (dict(unet__prompt_levels=(True,)), "config.unet.prompt_levels"),
+        (dict(unet__channel_mults=(1, 1, 1, 1, 1), unet__prompt_levels=(True,) * 5), "config.unet.channel_mults"),
+        (dict(sampler__steps=(8, 8)), "config.sampler.steps"),
+        (dict(sampler__steps=(8, 8, 2000)), "config.sampler.steps"),
+        (dict(hierarchy__segment_length=2), "config.hierarchy.segment_length"),
+        (dict(hierarchy__overlap=16), "config.hierarchy.overlap"),
+        (dict(diffusion__prediction="eps"), "config.diffusion.prediction"),
+        (dict(diffusion__caption_dropout=1.5), "config.diffusion.caption_dropout"),
+        (dict(train__denoiser__accumulate=3), "config.train.denoiser.accumulate"),
+        (dict(train__vae__clip_length=17), "config.train.vae.clip_length"),
+        (dict(train__stages=("gan",)), "config.train.stages"),
+        (dict(data__episode_frames=3000), "config.data.episode_frames"),
+        (dict(text__num_heads=7), "config.text.num_heads"),
+    ],
+)
 def test_a_mistake_is_one_line_that_names_the_field(fields, named):
     with pytest.raises(config_lib.ConfigError) as error:
         config_lib.validate(_changed(**fields))

@@ -198,8 +198,11 @@ def test_concealed_damage_raises(folder):
 
 
 def test_not_a_video(folder):
-    for name, content in (("empty.mp4", b""), ("text.mp4", b"hello world " * 99),
-                          ("playlist.mp4", b"#EXTM3U\n#EXTINF:1,\n/etc/hosts\n#EXT-X-ENDLIST\n")):
+    for name, content in (
+        ("empty.mp4", b""),
+        ("text.mp4", b"hello world " * 99),
+        ("playlist.mp4", b"#EXTM3U\n#EXTINF:1,\n/etc/hosts\n#EXT-X-ENDLIST\n"),
+    ):
         (folder / name).write_bytes(content)
         with pytest.raises(video_io.VideoError, match=name):
             video_io.VideoReader(folder / name)

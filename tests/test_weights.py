@@ -10,9 +10,16 @@ from nuwaxl_jax import weights
 
 def _bundle():
     rng = np.random.default_rng(0)
-    tree = lambda: {"a": {"kernel": rng.normal(size=(3, 2)).astype(np.float32)}, "b": rng.normal(size=2).astype(np.float32)}
-    return {"vae": tree(), "latent_shift": np.float32([0.1, 1e-8]), "latent_scale": np.float32([1 / 3, 2.0]),
-            "denoisers": tuple({"unet": tree(), "text": tree()} for _ in range(2))}
+    tree = lambda: {
+        "a": {"kernel": rng.normal(size=(3, 2)).astype(np.float32)},
+        "b": rng.normal(size=2).astype(np.float32),
+    }
+    return {
+        "vae": tree(),
+        "latent_shift": np.float32([0.1, 1e-8]),
+        "latent_scale": np.float32([1 / 3, 2.0]),
+        "denoisers": tuple({"unet": tree(), "text": tree()} for _ in range(2)),
+    }
 
 
 def test_round_trip(tmp_path):

@@ -112,8 +112,12 @@ def main() -> None:
             rows.append(measure(config, networks, bundle, strategy, num_frames, arguments.repeats))
             rows[-1]["decode_seconds"] = decode_seconds(networks, bundle, num_frames, 1)
             print(rows[-1], flush=True)
-    machine = {"cores": os.cpu_count(), "backend": jax.default_backend(), "jax": jax.__version__,
-               "processor": platform.machine()}
+    machine = {
+        "cores": os.cpu_count(),
+        "backend": jax.default_backend(),
+        "jax": jax.__version__,
+        "processor": platform.machine(),
+    }
     record = {"machine": machine, "weights": card, "sampler": config.sampler.to_dict(), "rows": rows}
     (HERE / "results.json").write_text(json.dumps(record, indent=1) + "\n")
     plot(rows)

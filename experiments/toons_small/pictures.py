@@ -1,6 +1,6 @@
 """README's pictures from a generated video: its storyboard, and a strip of consecutive frames.
 
-    python experiments/toons_small/pictures.py out/two_friends.mp4 [--first 150]
+python experiments/toons_small/pictures.py out/two_friends.mp4 [--first 150]
 """
 
 import argparse

@@ -74,8 +74,14 @@ class GaussianDiffusion:
     zero_terminal_snr: bool
 
     @classmethod
-    def create(cls, *, schedule: str = "scaled_linear", num_timesteps: int = 1000, prediction: str = "eps",
-               zero_terminal_snr: bool = False) -> "GaussianDiffusion":
+    def create(
+        cls,
+        *,
+        schedule: str = "scaled_linear",
+        num_timesteps: int = 1000,
+        prediction: str = "eps",
+        zero_terminal_snr: bool = False,
+    ) -> "GaussianDiffusion":
         """Returns the process.
 
         Raises:
@@ -88,9 +94,11 @@ class GaussianDiffusion:
         if self.prediction not in PREDICTIONS:
             raise ValueError(f"prediction {self.prediction!r} is unknown; choose one of {sorted(PREDICTIONS)}.")
         if self.zero_terminal_snr and self.prediction == "eps":
-            raise ValueError("zero_terminal_snr cannot go with prediction 'eps': the last step holds no signal, so eps "
-                             "does not determine x0 there; set prediction to 'v' or 'x0', or zero_terminal_snr to "
-                             "False.")
+            raise ValueError(
+                "zero_terminal_snr cannot go with prediction 'eps': the last step holds no signal, so eps "
+                "does not determine x0 there; set prediction to 'v' or 'x0', or zero_terminal_snr to "
+                "False."
+            )
         self.alphas_cumprod.setflags(write=False)  # Also checks the schedule and num_timesteps.
 
     @functools.cached_property
@@ -187,8 +195,10 @@ class GaussianDiffusion:
         if kind not in PREDICTIONS:
             raise ValueError(f"kind {kind!r} is unknown; choose one of {sorted(PREDICTIONS)}.")
         if kind == "eps" and self.zero_terminal_snr:
-            raise ValueError("eps cannot be converted under zero_terminal_snr: at the last step it does not determine "
-                             "x0; predict 'v' or 'x0'.")
+            raise ValueError(
+                "eps cannot be converted under zero_terminal_snr: at the last step it does not determine "
+                "x0; predict 'v' or 'x0'."
+            )
         return kind
 
 
@@ -200,7 +210,9 @@ def _gather(table: np.ndarray, t: jax.Array, like: jax.Array) -> jax.Array:
     """table[t], float32, with the trailing dimensions of size 1 that broadcast it over `like` [B, ...]."""
     t = jnp.asarray(t)
     if t.ndim != 1 or jnp.ndim(like) < 1 or t.shape[0] != jnp.shape(like)[0]:
-        raise ValueError(f"t has shape {t.shape}; it must be [B], one timestep for each element of the batch of shape "
-                         f"{jnp.shape(like)}.")
+        raise ValueError(
+            f"t has shape {t.shape}; it must be [B], one timestep for each element of the batch of shape "
+            f"{jnp.shape(like)}."
+        )
     values = jnp.take(jnp.asarray(table, jnp.float32), t, mode="fill", fill_value=jnp.nan)
     return values.reshape(t.shape + (1,) * (jnp.ndim(like) - 1))

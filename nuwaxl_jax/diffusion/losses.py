@@ -50,9 +50,17 @@ def loss_weights(diffusion: gaussian.GaussianDiffusion, weighting: str, gamma: f
     return _WEIGHTINGS[weighting](snr, _ERROR_FACTORS[diffusion.prediction](snr), gamma)
 
 
-def denoising_loss(diffusion: gaussian.GaussianDiffusion, prediction: jax.Array, x0: jax.Array, eps: jax.Array,
-                   t: jax.Array, *, weighting: str = "uniform", gamma: float = 5.0,
-                   frame_weights: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+def denoising_loss(
+    diffusion: gaussian.GaussianDiffusion,
+    prediction: jax.Array,
+    x0: jax.Array,
+    eps: jax.Array,
+    t: jax.Array,
+    *,
+    weighting: str = "uniform",
+    gamma: float = 5.0,
+    frame_weights: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
     """Squared error of the prediction, a batch element at a time, in float32 whatever the input types.
 
     Args:
@@ -73,8 +81,9 @@ def denoising_loss(diffusion: gaussian.GaussianDiffusion, prediction: jax.Array,
       ValueError: shapes that do not match, or as `loss_weights`.
     """
     if not prediction.shape == x0.shape == eps.shape:
-        raise ValueError(f"prediction {prediction.shape}, x0 {x0.shape} and eps {eps.shape} must have one shape "
-                         "[B, L, ...].")
+        raise ValueError(
+            f"prediction {prediction.shape}, x0 {x0.shape} and eps {eps.shape} must have one shape [B, L, ...]."
+        )
     if t.shape != x0.shape[:1]:
         raise ValueError(f"t has shape {t.shape}; it must be [B] = {x0.shape[:1]}.")
     target = diffusion.target(x0, eps, t)

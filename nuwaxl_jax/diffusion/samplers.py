@@ -36,9 +36,18 @@ DenoiseFn = Callable[[jax.Array, jax.Array], jax.Array]
 INITIAL_NOISE = np.uint32(2**32 - 1)
 
 
-def sample(denoise: DenoiseFn, diffusion: gaussian.GaussianDiffusion, keys: jax.Array,
-           shape_per_example: tuple[int, ...], *, method: str = "ddim", steps: int = 50, eta: float = 0.0,
-           clip: float | None = None, spacing: str = "trailing") -> jax.Array:
+def sample(
+    denoise: DenoiseFn,
+    diffusion: gaussian.GaussianDiffusion,
+    keys: jax.Array,
+    shape_per_example: tuple[int, ...],
+    *,
+    method: str = "ddim",
+    steps: int = 50,
+    eta: float = 0.0,
+    clip: float | None = None,
+    spacing: str = "trailing",
+) -> jax.Array:
     """Draws x_0 from noise.
 
     Args:
@@ -59,8 +68,10 @@ def sample(denoise: DenoiseFn, diffusion: gaussian.GaussianDiffusion, keys: jax.
       ValueError: an argument is out of range, or `denoise` changes the shape.
     """
     if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) or keys.ndim != 1:
-        raise ValueError(f"keys has dtype {keys.dtype} and shape {keys.shape}; it must hold one typed key for each "
-                         "batch element, [B], e.g. jax.random.split(jax.random.key(0), B).")
+        raise ValueError(
+            f"keys has dtype {keys.dtype} and shape {keys.shape}; it must hold one typed key for each "
+            "batch element, [B], e.g. jax.random.split(jax.random.key(0), B)."
+        )
     if clip is not None and clip <= 0:
         raise ValueError(f"clip is {clip}; it must be positive, or None for no clipping.")
     kept = timesteps(diffusion.num_timesteps, steps, spacing)
@@ -73,8 +84,9 @@ def sample(denoise: DenoiseFn, diffusion: gaussian.GaussianDiffusion, keys: jax.
         t = jnp.full(keys.shape, t, jnp.int32)
         prediction = denoise(x_t, t)
         if prediction.shape != x_t.shape:
-            raise ValueError(f"denoise returned shape {prediction.shape} for x_t of shape {x_t.shape}; they must be "
-                             "the same.")
+            raise ValueError(
+                f"denoise returned shape {prediction.shape} for x_t of shape {x_t.shape}; they must be the same."
+            )
         x0 = diffusion.to_x0(x_t, t, prediction)
         if clip is not None:
             x0 = jnp.clip(x0, -clip, clip)
@@ -104,8 +116,9 @@ def timesteps(num_timesteps: int, steps: int, spacing: str = "trailing") -> np.n
     return np.asarray(_SPACINGS[spacing](num_timesteps, steps), np.int32)
 
 
-def step_coefficients(diffusion: gaussian.GaussianDiffusion, kept: np.ndarray, method: str,
-                      eta: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def step_coefficients(
+    diffusion: gaussian.GaussianDiffusion, kept: np.ndarray, method: str, eta: float = 0.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(c_x0, c_x_t, c_noise) of the step from each kept timestep to the next, and from the last to the clean sample.
 
     Args:

@@ -48,5 +48,6 @@ def ssim(real: np.ndarray, made: np.ndarray) -> np.ndarray:
 def _check(real: np.ndarray, made: np.ndarray) -> None:
     if real.shape != made.shape or real.ndim != 4 or real.dtype != np.uint8 or made.dtype != np.uint8:
         raise ValueError(
-            f"real and made must be uint8 [n, H, W, 3] of one shape, got {real.dtype} {real.shape} and {made.dtype} {made.shape}"
+            f"real and made must be uint8 [n, H, W, 3] of one shape, got {real.dtype} {real.shape} and "
+            f"{made.dtype} {made.shape}"
         )

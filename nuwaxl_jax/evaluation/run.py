@@ -6,7 +6,6 @@ Writes <workdir>/eval/eval.json, curves.png and, of the first story, a strip of 
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import pathlib
 import sys
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from nuwaxl_jax import config as config_lib
+from nuwaxl_jax import files
 from nuwaxl_jax import networks as networks_lib
 from nuwaxl_jax.evaluation import curves
 from nuwaxl_jax.evaluation import denoising
@@ -61,7 +61,9 @@ def run(
       ValueError: the config's data is not toons, which alone has a ground truth to read.
     """
     if config.data.source != "toons":
-        raise ValueError(f"data.source: the story score reads toons alone, not {config.data.source!r}; use a toons model")
+        raise ValueError(
+            f"data.source: the story score reads toons alone, not {config.data.source!r}; use a toons model"
+        )
     num_frames = num_frames or config_lib.window_frames(config)
     networks = networks_lib.build(config)
     out = pathlib.Path(workdir) / "eval"
@@ -77,23 +79,25 @@ def run(
     record = {
         "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "protocol": {
-            "stories": num_stories, "frames": num_frames, "split": "test", "seed": config.seed, "weights": card,
-            "sampler": config.sampler.to_dict(), "hierarchy": config.hierarchy.to_dict(), "precision": "float32",
-            "parameters": "exponential moving average", "backend": jax.default_backend(), "cores": os.cpu_count(),
+            "stories": num_stories,
+            "frames": num_frames,
+            "split": "test",
+            "seed": config.seed,
+            "weights": card,
+            "sampler": config.sampler.to_dict(),
+            "hierarchy": config.hierarchy.to_dict(),
+            "precision": "float32",
+            "parameters": "exponential moving average",
+            "backend": jax.default_backend(),
+            "cores": os.cpu_count(),
         },
         "denoising": errors,
         "stories": told,
     }
-    _write(out / "eval.json", json.dumps(record, indent=1, sort_keys=True).encode())
+    files.write_json(out / "eval.json", record)
     sheet = np.concatenate([np.concatenate(strips[way], axis=1) for way in told], axis=0)
     Image.fromarray(sheet).save(out / "story0.png")
     curves.draw({way: told[way]["summary"]["curve"] for way in told}, num_frames).save(out / "curves.png")
     print(table(record))
     print(f"{out}/eval.json, curves.png, story0.png (rows: {', '.join(told)})", file=sys.stderr)
     return record
-
-
-def _write(path: pathlib.Path, data: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    os.replace(part, path)

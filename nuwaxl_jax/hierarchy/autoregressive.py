@@ -74,11 +74,11 @@ def generate_autoregressive(
             handover=handover,
             compiled=(compiled or {}).get(plan.level),
         )
-        for name in ('segments', 'calls', 'rounds', 'seconds', 'compile_seconds'):
+        for name in ("segments", "calls", "rounds", "seconds", "compile_seconds"):
             step[name] += timing.get(name, 0)
         timing = step
         if progress is not None:
-            progress(plan.level, window + 1, plan.num_segments, timing['seconds'])
+            progress(plan.level, window + 1, plan.num_segments, timing["seconds"])
     return generate_lib.GenerateResult(frames.array[:, : prompt_index.shape[1]], [timing], frames)
 
 

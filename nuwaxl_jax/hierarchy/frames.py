@@ -50,7 +50,7 @@ class FrameLatents:
         missing = given & ~self.done[row, position]
         if missing.any():
             i, j = np.argwhere(missing)[0]
-            raise ValueError(f'frame {frame[i, j]} of video {video[i]} is not made yet: make the levels in order')
+            raise ValueError(f"frame {frame[i, j]} of video {video[i]} is not made yet: make the levels in order")
         out = np.zeros((*frame.shape, *self.latent_shape), np.float32)
         out[given] = self.array[row[given], position[given]]
         return out
@@ -65,5 +65,5 @@ class FrameLatents:
         position = np.searchsorted(self.frame_ids, frame)
         found = position < len(self.frame_ids)
         if not found.all() or (self.frame_ids[position] != frame).any():
-            raise ValueError('frame: a number that is not in the plans these latents were made for')
+            raise ValueError("frame: a number that is not in the plans these latents were made for")
         return position

@@ -41,7 +41,7 @@ class GenerateResult:
     @property
     def calls(self) -> int:
         """Device calls made one after another: levels for a tree in whole levels, windows for a sliding window."""
-        return sum(timing['calls'] for timing in self.timings)
+        return sum(timing["calls"] for timing in self.timings)
 
 
 def generate(
@@ -173,14 +173,14 @@ def generate_level(
                 progress(plan.level, done.stop, len(video), time.perf_counter() - start)
         pending = dispatched
     return {
-        'level': plan.level,
-        'network_level': plan.network_level,
-        'stride': plan.stride,
-        'segments': len(video),
-        'calls': len(chunks),
-        'rounds': sum(-(-(at.stop - at.start) // spec.batch) for at in chunks),
-        'seconds': time.perf_counter() - start,
-        'compile_seconds': compile_seconds,
+        "level": plan.level,
+        "network_level": plan.network_level,
+        "stride": plan.stride,
+        "segments": len(video),
+        "calls": len(chunks),
+        "rounds": sum(-(-(at.stop - at.start) // spec.batch) for at in chunks),
+        "seconds": time.perf_counter() - start,
+        "compile_seconds": compile_seconds,
     }
 
 
@@ -202,9 +202,9 @@ def level_spec(
       ValueError: if chunk or microbatch is out of range or the mesh lacks an axis.
     """
     if chunk < 0:
-        raise ValueError(f'chunk must be 0 (a level in one call) or more segments, got {chunk}')
+        raise ValueError(f"chunk must be 0 (a level in one call) or more segments, got {chunk}")
     if microbatch < 1:
-        raise ValueError(f'microbatch must be at least 1, got {microbatch}')
+        raise ValueError(f"microbatch must be at least 1, got {microbatch}")
     batch = program.segment_shards(mesh) * microbatch
     return program.LevelSpec(
         sample_segments=sample_segments,
@@ -271,17 +271,17 @@ def _ready(compiled, spec: program.LevelSpec, params: Any) -> program.CompiledLe
         compiled = compiled.result()
     if compiled.spec != spec:
         names = [f.name for f in dataclasses.fields(spec) if getattr(spec, f.name) != getattr(compiled.spec, f.name)]
-        raise ValueError(f'compiled: the program was compiled for another {", ".join(names)}; compile it with this one')
+        raise ValueError(f"compiled: the program was compiled for another {', '.join(names)}; compile it with this one")
     return compiled
 
 
 def _items(plan, num_videos: int, videos, segments) -> tuple[np.ndarray, np.ndarray]:
     """Every segment of every video, video-major: int32 [n], int32 [n]."""
     chosen = []
-    for name, ids, count in (('videos', videos, num_videos), ('segments', segments, plan.num_segments)):
+    for name, ids, count in (("videos", videos, num_videos), ("segments", segments, plan.num_segments)):
         ids = np.arange(count, dtype=np.int32) if ids is None else np.asarray(ids, np.int32)
         if ids.ndim != 1 or not ids.size or ids.min() < 0 or ids.max() >= count:
-            raise ValueError(f'{name} must be a list of numbers from 0 to {count - 1}, got {ids.tolist()}')
+            raise ValueError(f"{name} must be a list of numbers from 0 to {count - 1}, got {ids.tolist()}")
         chosen.append(ids)
     return np.repeat(chosen[0], len(chosen[1])), np.tile(chosen[1], len(chosen[0]))
 
@@ -289,11 +289,11 @@ def _items(plan, num_videos: int, videos, segments) -> tuple[np.ndarray, np.ndar
 def _inputs(plan, frames, prompt_index, video, segment) -> dict[str, np.ndarray]:
     frame, given = plan.frame_index[segment], plan.given[segment]  # [n, L]
     return {
-        'video': video,
-        'segment': segment,
-        'prompt': prompt_index[video[:, None], np.minimum(frame, prompt_index.shape[1] - 1)],  # [n, L]
-        'given': given,
-        'cond': frames.read(video, frame, given),  # [n, L, h, w, c]
+        "video": video,
+        "segment": segment,
+        "prompt": prompt_index[video[:, None], np.minimum(frame, prompt_index.shape[1] - 1)],  # [n, L]
+        "given": given,
+        "cond": frames.read(video, frame, given),  # [n, L, h, w, c]
     }
 
 
@@ -302,8 +302,8 @@ def _store(plan, frames, video, segment, latents) -> None:
     if not finite.all():
         i = int(np.argmin(finite))
         raise FloatingPointError(
-            f'level {plan.level}, segment {segment[i]} of video {video[i]} is not finite: '
-            'check the weights, lower the guidance or sample in float32'
+            f"level {plan.level}, segment {segment[i]} of video {video[i]} is not finite: "
+            "check the weights, lower the guidance or sample in float32"
         )
     frames.write(video, plan.frame_index[segment], ~plan.given[segment], latents)
 
@@ -311,24 +311,24 @@ def _store(plan, frames, video, segment, latents) -> None:
 def _microbatches(microbatch, plans) -> list[int]:
     sizes = [int(microbatch)] * len(plans) if np.ndim(microbatch) == 0 else [int(size) for size in microbatch]
     if len(sizes) != len(plans):
-        raise ValueError(f'microbatch has {len(sizes)} entries for {len(plans)} levels: give one, or one a level')
+        raise ValueError(f"microbatch has {len(sizes)} entries for {len(plans)} levels: give one, or one a level")
     return sizes
 
 
 def _checked_key_impl(key: jax.Array) -> Any:
     if not (isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0):
-        raise ValueError(f'key must be one typed key, from jax.random.key(seed), got {key!r}')
+        raise ValueError(f"key must be one typed key, from jax.random.key(seed), got {key!r}")
     return jax.random.key_impl(key)
 
 
 def checked_prompts(prompt_index: np.ndarray, num_videos: int | None = None) -> np.ndarray:
     prompt_index = np.asarray(prompt_index)
-    if prompt_index.ndim != 2 or prompt_index.dtype.kind not in 'iu' or not prompt_index.size:
+    if prompt_index.ndim != 2 or prompt_index.dtype.kind not in "iu" or not prompt_index.size:
         raise ValueError(
-            f'prompt_index must be integers [videos, frames], got {prompt_index.dtype} {list(prompt_index.shape)}'
+            f"prompt_index must be integers [videos, frames], got {prompt_index.dtype} {list(prompt_index.shape)}"
         )
     if num_videos is not None and len(prompt_index) != num_videos:
-        raise ValueError(f'prompt_index is for {len(prompt_index)} videos, frames for {num_videos}: give a row each')
+        raise ValueError(f"prompt_index is for {len(prompt_index)} videos, frames for {num_videos}: give a row each")
     return prompt_index.astype(np.int32)
 
 
@@ -337,6 +337,6 @@ def check_covers(plan: plan_lib.LevelPlan, num_frames: int) -> None:
     last, new = plan.frame_index[-1], plan.frame_index[-1][~plan.given[-1]]
     if plan.stride != 1 or last[-1] < num_frames - 1 or new[0] > num_frames - 1:
         raise ValueError(
-            f'plans end at stride {plan.stride}, frame {last[-1]}, but prompt_index has {num_frames} frames: '
-            'plan for as many frames as there are prompts'
+            f"plans end at stride {plan.stride}, frame {last[-1]}, but prompt_index has {num_frames} frames: "
+            "plan for as many frames as there are prompts"
         )

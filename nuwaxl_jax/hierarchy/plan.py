@@ -62,20 +62,20 @@ class LevelPlan:
 
 def tree_frames(segment_length: int, depth: int) -> int:
     """Frames of the full tree, (L - 1)^depth + 1."""
-    segment_length = _integer('segment_length', segment_length, 3)
-    return (segment_length - 1) ** _integer('depth', depth, 1) + 1
+    segment_length = _integer("segment_length", segment_length, 3)
+    return (segment_length - 1) ** _integer("depth", depth, 1) + 1
 
 
 def strides(segment_length: int, depth: int) -> tuple[int, ...]:
     """Stride of each level, root first: (L - 1)^(depth - 1 - k)."""
-    segment_length = _integer('segment_length', segment_length, 3)
-    depth = _integer('depth', depth, 1)
+    segment_length = _integer("segment_length", segment_length, 3)
+    depth = _integer("depth", depth, 1)
     return tuple((segment_length - 1) ** (depth - 1 - k) for k in range(depth))
 
 
 def smallest_depth(num_frames: int, segment_length: int) -> int:
     """The smallest m with (L - 1)^m + 1 >= num_frames."""
-    num_frames = _integer('num_frames', num_frames, 2)
+    num_frames = _integer("num_frames", num_frames, 2)
     depth = 1
     while tree_frames(segment_length, depth) < num_frames:
         depth += 1
@@ -104,25 +104,25 @@ def make_plan(
       ValueError: if a field is out of range, F does not fit the tree, or the tree is deeper than the
         networks.
     """
-    num_frames = _integer('num_frames', num_frames, 2)
-    segment_length = _integer('segment_length', segment_length, 3)
+    num_frames = _integer("num_frames", num_frames, 2)
+    segment_length = _integer("segment_length", segment_length, 3)
     needed = smallest_depth(num_frames, segment_length)
-    depth = needed if depth is None else _integer('depth', depth, 1)
+    depth = needed if depth is None else _integer("depth", depth, 1)
     if depth < needed:
         raise ValueError(
-            f'num_frames={num_frames} does not fit a tree of depth={depth} and segment_length='
-            f'{segment_length} ({tree_frames(segment_length, depth)} frames): '
-            f'give depth>={needed} or fewer frames'
+            f"num_frames={num_frames} does not fit a tree of depth={depth} and segment_length="
+            f"{segment_length} ({tree_frames(segment_length, depth)} frames): "
+            f"give depth>={needed} or fewer frames"
         )
-    network_depth = depth if network_depth is None else _integer('network_depth', network_depth, 1)
+    network_depth = depth if network_depth is None else _integer("network_depth", network_depth, 1)
     if network_depth < depth:
         raise ValueError(
-            f'num_frames={num_frames} takes a tree of depth {depth} but the networks were trained for '
-            f'network_depth={network_depth}: ask for at most {tree_frames(segment_length, network_depth)} '
-            'frames or train with a larger hierarchy.depth'
+            f"num_frames={num_frames} takes a tree of depth {depth} but the networks were trained for "
+            f"network_depth={network_depth}: ask for at most {tree_frames(segment_length, network_depth)} "
+            "frames or train with a larger hierarchy.depth"
         )
     if tree_frames(segment_length, depth) > _MAX_FRAME:
-        raise ValueError(f'depth={depth} with segment_length={segment_length} has more than 2^31 frames: lower depth')
+        raise ValueError(f"depth={depth} with segment_length={segment_length} has more than 2^31 frames: lower depth")
 
     counts = []  # segments per level, finest first
     count = -(-(num_frames - 1) // (segment_length - 1))
@@ -147,9 +147,7 @@ def make_plan(
     return tuple(levels)
 
 
-def autoregressive_plan(
-    num_frames: int, segment_length: int, overlap: int = 1, network_level: int = 0
-) -> LevelPlan:
+def autoregressive_plan(num_frames: int, segment_length: int, overlap: int = 1, network_level: int = 0) -> LevelPlan:
     """Plans the same frames as a row of sliding windows of stride 1.
 
     Window w starts at frame w (L - overlap); its first `overlap` frames are the last ones of window
@@ -167,12 +165,12 @@ def autoregressive_plan(
     Raises:
       ValueError: if a field is out of range.
     """
-    num_frames = _integer('num_frames', num_frames, 2)
-    segment_length = _integer('segment_length', segment_length, 3)
-    overlap = _integer('overlap', overlap, 1)
-    network_level = _integer('network_level', network_level, 0)
+    num_frames = _integer("num_frames", num_frames, 2)
+    segment_length = _integer("segment_length", segment_length, 3)
+    overlap = _integer("overlap", overlap, 1)
+    network_level = _integer("network_level", network_level, 0)
     if overlap >= segment_length:
-        raise ValueError(f'overlap={overlap} leaves no new frame in a window: give at most {segment_length - 1}')
+        raise ValueError(f"overlap={overlap} leaves no new frame in a window: give at most {segment_length - 1}")
     step = segment_length - overlap
     count = 1 + max(0, -(-(num_frames - segment_length) // step))
     inner = np.arange(segment_length)
@@ -199,5 +197,5 @@ def _integer(name: str, value: int, minimum: int) -> int:
     except TypeError:
         number = None
     if number is None or isinstance(value, bool) or number < minimum:
-        raise ValueError(f'{name} must be an integer of at least {minimum}, got {value!r}')
+        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
     return number

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-SEGMENT_AXES = ('data', 'fsdp')
+SEGMENT_AXES = ("data", "fsdp")
 Handover = Callable[[Any, jax.Array, jax.Array], jax.Array]
 
 
@@ -107,7 +107,7 @@ class CompiledLevel:
           float32 [R, D b, L, h, w, c] of which the first n items are meaningful: see `fetch`.
         """
         spec = self.spec
-        n = len(items['video'])
+        n = len(items["video"])
         rounds = -(-n // spec.batch)
         everywhere, by_item = _shardings(spec.mesh)
 
@@ -141,7 +141,7 @@ def default_mesh() -> jax.sharding.Mesh:
     """A mesh of this process's first device."""
     return jax.make_mesh(
         (1, 1, 1),
-        ('data', 'fsdp', 'model'),
+        ("data", "fsdp", "model"),
         axis_types=(jax.sharding.AxisType.Auto,) * 3,
         devices=jax.local_devices()[:1],
     )
@@ -155,7 +155,7 @@ def segment_shards(mesh: jax.sharding.Mesh) -> int:
     """
     missing = [axis for axis in SEGMENT_AXES if axis not in mesh.shape]
     if missing:
-        raise ValueError(f'mesh has axes {tuple(mesh.shape)}: add {missing}, of size 1 where unused')
+        raise ValueError(f"mesh has axes {tuple(mesh.shape)}: add {missing}, of size 1 where unused")
     return int(np.prod([mesh.shape[axis] for axis in SEGMENT_AXES]))
 
 
@@ -164,7 +164,7 @@ def abstract_params(params: Any, mesh: jax.sharding.Mesh) -> Any:
 
     def abstract(x):
         spec = jax.P()
-        sharding = getattr(x, 'sharding', None)
+        sharding = getattr(x, "sharding", None)
         if isinstance(sharding, jax.NamedSharding) and sharding.mesh == mesh:
             spec = jax.P(*(_without_segment_axes(entry) for entry in sharding.spec))
         return jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x), sharding=jax.NamedSharding(mesh, spec))
@@ -199,11 +199,11 @@ def _compile(spec: LevelSpec, tree: Any, leaves: Sequence[tuple]) -> CompiledLev
     key_data = jax.ShapeDtypeStruct(key_data.shape, key_data.dtype, sharding=everywhere)
     scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     shapes = {
-        'video': ((), jnp.int32),
-        'segment': ((), jnp.int32),
-        'prompt': ((spec.segment_length,), jnp.int32),
-        'given': ((spec.segment_length,), jnp.bool_),
-        'cond': ((spec.segment_length, *spec.latent_shape), jnp.float32),
+        "video": ((), jnp.int32),
+        "segment": ((), jnp.int32),
+        "prompt": ((spec.segment_length,), jnp.int32),
+        "given": ((spec.segment_length,), jnp.bool_),
+        "cond": ((spec.segment_length, *spec.latent_shape), jnp.float32),
     }
     items = {
         name: jax.ShapeDtypeStruct((spec.rounds, spec.batch, *shape), dtype, sharding=by_item)
@@ -218,12 +218,12 @@ def _level_fn(spec: LevelSpec) -> Callable:
     def microbatch(params, key_data, level, x):
         key = jax.random.wrap_key_data(key_data, impl=spec.key_impl)
         fold = jax.random.fold_in
-        keys = jax.vmap(lambda video, segment: fold(fold(fold(key, video), level), segment))(x['video'], x['segment'])
-        given = x['given'][..., None, None, None]  # [b, L, 1, 1, 1]
-        mask = jnp.broadcast_to(given.astype(jnp.float32), (*x['cond'].shape[:-1], 1))  # [b, L, h, w, 1]
-        cond = x['cond'] if spec.handover is None else spec.handover(params, x['cond'], mask)
-        x0 = spec.sample_segments(params, keys, cond, mask, x['prompt'], level=spec.network_level)
-        return jnp.where(given, x['cond'], x0.astype(jnp.float32))  # [b, L, h, w, c]
+        keys = jax.vmap(lambda video, segment: fold(fold(fold(key, video), level), segment))(x["video"], x["segment"])
+        given = x["given"][..., None, None, None]  # [b, L, 1, 1, 1]
+        mask = jnp.broadcast_to(given.astype(jnp.float32), (*x["cond"].shape[:-1], 1))  # [b, L, h, w, 1]
+        cond = x["cond"] if spec.handover is None else spec.handover(params, x["cond"], mask)
+        x0 = spec.sample_segments(params, keys, cond, mask, x["prompt"], level=spec.network_level)
+        return jnp.where(given, x["cond"], x0.astype(jnp.float32))  # [b, L, h, w, c]
 
     def level_fn(params, key_data, level, rounds, items):
         def one_round(r, out):
@@ -232,7 +232,7 @@ def _level_fn(spec: LevelSpec) -> Callable:
             x0 = jax.lax.optimization_barrier(microbatch(params, key_data, level, x))
             return jax.lax.dynamic_update_index_in_dim(out, x0, r, 0)
 
-        return jax.lax.fori_loop(0, rounds, one_round, jnp.zeros_like(items['cond']))
+        return jax.lax.fori_loop(0, rounds, one_round, jnp.zeros_like(items["cond"]))
 
     by_item = jax.P(None, SEGMENT_AXES)
     return jax.shard_map(

@@ -22,6 +22,7 @@ import ml_collections
 import numpy as np
 
 from nuwaxl_jax import config as config_lib
+from nuwaxl_jax import files
 from nuwaxl_jax import networks as networks_lib
 from nuwaxl_jax import partitioning
 from nuwaxl_jax import video_io
@@ -50,7 +51,9 @@ class Generated:
 class Progress:
     """One line a device call on `out`: what is done, and an estimate of what is left of all levels."""
 
-    def __init__(self, plans: Sequence[plan_lib.LevelPlan], costs: Sequence[float], videos: int = 1, out: TextIO = sys.stderr):
+    def __init__(
+        self, plans: Sequence[plan_lib.LevelPlan], costs: Sequence[float], videos: int = 1, out: TextIO = sys.stderr
+    ):
         self._work = [p.num_segments * videos * cost for p, cost in zip(plans, costs)]
         self._plans, self._out = plans, out
         self._start = time.perf_counter()
@@ -62,8 +65,8 @@ class Progress:
         left = sum(self._spent) * (sum(self._work) - finished) / finished
         plan = self._plans[level]
         print(
-            f"level {level + 1} of {len(self._plans)} (stride {plan.stride}): {done} of {total} segments, {seconds:.1f} s;"
-            f" about {left:.0f} s of sampling left",
+            f"level {level + 1} of {len(self._plans)} (stride {plan.stride}): {done} of {total} segments, "
+            f"{seconds:.1f} s; about {left:.0f} s of sampling left",
             file=self._out,
             flush=True,
         )
@@ -109,13 +112,23 @@ def generate(
     params = segments_lib.sampling_params(networks, bundle, prompts)
     sample_segments = sampler_of(config, networks)
     handover = segments_lib.make_pixel_handover(networks) if tree.handover == "pixel" else None
-    calls = [config.sampler.steps[p.network_level] * (1 if config.sampler.guidance[p.network_level] == 1.0 else 2) for p in plans]
+    calls = [
+        config.sampler.steps[p.network_level] * (1 if config.sampler.guidance[p.network_level] == 1.0 else 2)
+        for p in plans
+    ]
     report = Progress(plans, calls, videos) if progress else None
     shared = dict(mesh=mesh, chunk=tree.chunk, handover=handover)
     if tree.strategy == "autoregressive":
         result = autoregressive.generate_autoregressive(
-            sample_segments, params, plans[0], key, prompt_index, networks.latent_shape, microbatch=1,
-            progress=report, **shared,
+            sample_segments,
+            params,
+            plans[0],
+            key,
+            prompt_index,
+            networks.latent_shape,
+            microbatch=1,
+            progress=report,
+            **shared,
         )
         serial = result.timings[0]["rounds"] * calls[0]
     else:
@@ -125,8 +138,16 @@ def generate(
             sample_segments, params, plans, videos, networks.latent_shape, microbatch=microbatch, **shared
         )
         result = generate_lib.generate(
-            sample_segments, params, plans, key, prompt_index, networks.latent_shape, microbatch=microbatch,
-            compiled=ahead, progress=report, **shared,
+            sample_segments,
+            params,
+            plans,
+            key,
+            prompt_index,
+            networks.latent_shape,
+            microbatch=microbatch,
+            compiled=ahead,
+            progress=report,
+            **shared,
         )
         serial = sum(t["rounds"] * c for t, c in zip(result.timings, calls))
     return Generated(result.latents, plans, result.timings, serial)
@@ -151,7 +172,9 @@ def metadata(config, story, card, generated: Generated, seconds: dict[str, float
             "strategy": config.hierarchy.strategy,
             "handover": config.hierarchy.handover,
             "sampler": config.sampler.to_dict(),
-            "levels": [dict(stride=p.stride, segments=p.num_segments, network_level=p.network_level) for p in generated.plans],
+            "levels": [
+                dict(stride=p.stride, segments=p.num_segments, network_level=p.network_level) for p in generated.plans
+            ],
             "parameters": "exponential moving average",
             "precision": "float32",
             "serial_denoiser_calls": generated.denoiser_calls,
@@ -160,12 +183,6 @@ def metadata(config, story, card, generated: Generated, seconds: dict[str, float
         "machine": {"backend": jax.default_backend(), "devices": jax.device_count(), "cores": os.cpu_count()},
         "versions": _versions(),
     }
-
-
-def _write_json(path: pathlib.Path, value: Any) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
-    os.replace(part, path)
 
 
 def _write_video(path, networks, bundle, latents, keep: set[int], on_progress) -> dict[int, np.ndarray]:
@@ -210,8 +227,10 @@ def run(
     target = pathlib.Path(out_dir)
     target.mkdir(parents=True, exist_ok=True)
     path = target / f"{pathlib.Path(story_path).stem}.mp4"
-    say(f"{num_frames} frames of {config.data.frame_size}x{config.data.frame_size}, {len(prompts)} prompts, "
-        f"{sum(p.num_segments for p in plans)} segments in {len(plans)} levels; compiling")
+    say(
+        f"{num_frames} frames of {config.data.frame_size}x{config.data.frame_size}, {len(prompts)} prompts, "
+        f"{sum(p.num_segments for p in plans)} segments in {len(plans)} levels; compiling"
+    )
     mesh = partitioning.make_mesh(**config.mesh.to_dict())
     generated = generate(config, networks, bundle, prompts, index[None], mesh=mesh)
     sampled = time.perf_counter()
@@ -223,14 +242,18 @@ def run(
     def on_decode(done: int, total: int, seconds: float) -> None:
         if done == total or time.perf_counter() - last[0] > 3:
             last[0] = time.perf_counter()
-            say(f"decoding: {done} of {total} frames, {seconds:.1f} s; about {seconds * (total - done) / done:.0f} s left")
+            say(
+                f"decoding: {done} of {total} frames, {seconds:.1f} s; about {seconds * (total - done) / done:.0f} s left"
+            )
 
     kept = _write_video(path, networks, bundle, generated.latents[0], keep, on_decode)
     board = storyboard.draw(kept, rows, [prompts[i] for i in index])
     storyboard.save_png(path.with_suffix(".png"), board)
     end = time.perf_counter()
     seconds = {"sampling_seconds": sampled - begin, "decoding_seconds": end - sampled, "total_seconds": end - begin}
-    _write_json(path.with_suffix(".json"), metadata(config, story, card, generated, seconds, num_frames))
-    say(f"{path} with its .png and .json: {end - begin:.1f} s ({sampled - begin:.1f} s to sample, compiling included; "
-        f"{end - sampled:.1f} s to decode and encode)")
+    files.write_json(path.with_suffix(".json"), metadata(config, story, card, generated, seconds, num_frames))
+    say(
+        f"{path} with its .png and .json: {end - begin:.1f} s ({sampled - begin:.1f} s to sample, compiling included; "
+        f"{end - sampled:.1f} s to decode and encode)"
+    )
     return path

@@ -14,6 +14,7 @@ from typing import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from nuwaxl_jax import files
 from nuwaxl_jax.hierarchy import plan as plan_lib
 
 _CELL = 128  # pixels of a shown frame
@@ -29,7 +30,9 @@ def rows_of(plans: Sequence[plan_lib.LevelPlan], num_frames: int) -> list[tuple[
         index = plan.frame_index[segment]
         index = np.unique(np.minimum(index, num_frames - 1))
         kind = "global diffusion" if plan.level == 0 else f"local diffusion {plan.level}"
-        rows.append((f"level {plan.level}: {kind}, stride {plan.stride}, segment {segment + 1} of {plan.num_segments}", index))
+        rows.append(
+            (f"level {plan.level}: {kind}, stride {plan.stride}, segment {segment + 1} of {plan.num_segments}", index)
+        )
     return rows
 
 
@@ -61,7 +64,4 @@ def save_png(path: str | os.PathLike, image: Image.Image) -> None:
     """Writes by atomic rename."""
     data = io.BytesIO()
     image.save(data, format="PNG")
-    part = f"{os.fspath(path)}.part"
-    with open(part, "wb") as file:
-        file.write(data.getvalue())
-    os.replace(part, path)
+    files.write_bytes(path, data.getvalue())

@@ -179,7 +179,9 @@ class TKLVAE(nn.Module):
         """Posterior (mean, log-variance), each `[B, L, h, w, c]` float32; log-variance within [-30, 20]."""
         factor = 2 ** (len(self.channel_mults) - 1)
         if video.ndim != 5 or video.shape[2] % factor or video.shape[3] % factor:
-            raise ValueError(f"TKLVAE.encode needs [B, L, H, W, 3] with H and W multiples of {factor}, got {video.shape}")
+            raise ValueError(
+                f"TKLVAE.encode needs [B, L, H, W, 3] with H and W multiples of {factor}, got {video.shape}"
+            )
         moments = self.encoder(video, temporal).astype(jnp.float32)
         mean, logvar = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(logvar, -30.0, 20.0)

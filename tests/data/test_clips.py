@@ -26,8 +26,10 @@ def test_strides_and_window_of_the_paper():
 def test_every_segment_of_every_level_occurs_and_no_other(segment_length, depth):
     """In an episode of exactly F frames the window has one place, so the clips are the tree's segments."""
     num_frames = clips.window_frames(segment_length, depth)
-    drawn = {(clip.level, *clip.index.tolist())
-             for clip in draw(sampler(segment_length, (1,) * depth, segment_length, depth), num_frames)}
+    drawn = {
+        (clip.level, *clip.index.tolist())
+        for clip in draw(sampler(segment_length, (1,) * depth, segment_length, depth), num_frames)
+    }
     expected = set()
     for level, stride in enumerate(clips.level_strides(segment_length, depth)):
         for segment in range((segment_length - 1) ** level):

@@ -149,8 +149,10 @@ def test_splits_are_disjoint_and_tiny_folders_share(tmp_path, capsys):
             break
     for split in names:
         write_video(tmp_path / names[split][0], 4)
-    kept = {split: [video.path for video in open_folder(tmp_path, split=split, eval_fraction=0.2).videos]
-            for split in folder_lib.SPLITS}
+    kept = {
+        split: [video.path for video in open_folder(tmp_path, split=split, eval_fraction=0.2).videos]
+        for split in folder_lib.SPLITS
+    }
     assert kept == {split: [str(tmp_path / names[split][0])] for split in folder_lib.SPLITS}
     assert "alike" not in capsys.readouterr().out
     (tmp_path / names["valid"][0]).unlink()
@@ -169,8 +171,11 @@ def test_threads_and_copies_read_the_same_frames(tmp_path):
         which, episode, start = job
         return numbers(which.frames(episode, np.arange(start, start + 5))).tolist()
 
-    jobs = [(which, int(e), int(s)) for which in (source, copy)
-            for e, s in np.random.default_rng(0).integers(0, [12, 15], (60, 2))]
+    jobs = [
+        (which, int(e), int(s))
+        for which in (source, copy)
+        for e, s in np.random.default_rng(0).integers(0, [12, 15], (60, 2))
+    ]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         for (_, _, start), got in zip(jobs, pool.map(read, jobs)):
             assert got == list(range(start, start + 5))

@@ -135,8 +135,12 @@ def test_state_moves_an_iterator_that_runs():
 
 @pytest.mark.parametrize(
     "name, kwargs",
-    [("seed", dict(seed=1)), ("batch_size", dict(batch_size=4)), ("stage", dict(stage="vae")),
-     ("num_episodes", dict(source=CountingSource((40,) * 12)))],
+    [
+        ("seed", dict(seed=1)),
+        ("batch_size", dict(batch_size=4)),
+        ("stage", dict(stage="vae")),
+        ("num_episodes", dict(source=CountingSource((40,) * 12))),
+    ],
 )
 def test_state_of_other_data_is_refused(name, kwargs):
     _, state = batches(2)
@@ -156,8 +160,10 @@ def test_an_epoch_has_every_episode_once_and_the_next_is_another():
     order = [int(batch["episode"][0]) for batch in epochs]
     assert sorted(order[:13]) == sorted(order[13:]) == list(range(13))
     assert order[:13] != order[13:]
-    clips_of = [{(int(b["episode"][0]), int(b["level"][0]), int(b["start"][0])) for b in half}
-                for half in (epochs[:13], epochs[13:])]
+    clips_of = [
+        {(int(b["episode"][0]), int(b["level"][0]), int(b["start"][0])) for b in half}
+        for half in (epochs[:13], epochs[13:])
+    ]
     assert clips_of[0] != clips_of[1]
     assert len(batches(100, batch_size=8, num_epochs=2)[0]) == 3  # the last, not full, is left out
 

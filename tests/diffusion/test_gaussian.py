@@ -13,14 +13,17 @@ PAIRS = list(itertools.permutations(("eps", "x0", "v"), 2))
 
 
 def make(prediction="eps", schedule="scaled_linear", zero=False, num_timesteps=1000):
-    return gaussian.GaussianDiffusion.create(schedule=schedule, num_timesteps=num_timesteps, prediction=prediction,
-                                             zero_terminal_snr=zero)
+    return gaussian.GaussianDiffusion.create(
+        schedule=schedule, num_timesteps=num_timesteps, prediction=prediction, zero_terminal_snr=zero
+    )
 
 
 def draws(batch, shape=(3, 2), seed=0):
     rng = np.random.default_rng(seed)
-    return (rng.standard_normal((batch,) + shape).astype(np.float32),
-            rng.standard_normal((batch,) + shape).astype(np.float32))
+    return (
+        rng.standard_normal((batch,) + shape).astype(np.float32),
+        rng.standard_normal((batch,) + shape).astype(np.float32),
+    )
 
 
 def convert(diffusion, to, x_t, t, prediction, kind):
@@ -131,8 +134,14 @@ def test_bfloat16_in_float32_out():
     x = jnp.full((2, 3), 0.5, jnp.bfloat16)
     t = jnp.array([0, 999])
     x_t = diffusion.q_sample(x, t, x)
-    outputs = [x_t, diffusion.target(x, x, t), diffusion.to_x0(x, t, x), diffusion.to_eps(x, t, x),
-               diffusion.to_v(x, t, x), *diffusion.posterior(x, x, t)]
+    outputs = [
+        x_t,
+        diffusion.target(x, x, t),
+        diffusion.to_x0(x, t, x),
+        diffusion.to_eps(x, t, x),
+        diffusion.to_v(x, t, x),
+        *diffusion.posterior(x, x, t),
+    ]
     assert {o.dtype for o in outputs} == {jnp.dtype("float32")}
     alpha = np.sqrt(diffusion.alphas_cumprod[999])
     np.testing.assert_allclose(x_t[1], 0.5 * (alpha + np.sqrt(1 - alpha**2)), rtol=1e-6)  # No bfloat16 rounding.

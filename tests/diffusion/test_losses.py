@@ -26,16 +26,19 @@ def test_default_is_the_papers_mse_over_all_frames(prediction):
     x0, eps, output = draws()
     alpha = np.sqrt(diffusion.alphas_cumprod[np.asarray(T)]).reshape(5, 1, 1, 1, 1)
     target = {"eps": eps, "x0": x0, "v": alpha * eps - np.sqrt(1 - alpha**2) * x0}[prediction]
-    expected = np.mean((np.asarray(output, np.float64) - target)**2, axis=(1, 2, 3, 4))
+    expected = np.mean((np.asarray(output, np.float64) - target) ** 2, axis=(1, 2, 3, 4))
     per_example, mse = losses.denoising_loss(diffusion, output, x0, eps, T)
     np.testing.assert_allclose(per_example, expected, rtol=1e-5)
     np.testing.assert_array_equal(per_example, mse)
 
 
-@pytest.mark.parametrize("weighting, in_x0_space", [
-    ("min_snr", lambda snr: np.minimum(snr, 5.0)),
-    ("snr", lambda snr: snr),
-])
+@pytest.mark.parametrize(
+    "weighting, in_x0_space",
+    [
+        ("min_snr", lambda snr: np.minimum(snr, 5.0)),
+        ("snr", lambda snr: snr),
+    ],
+)
 def test_snr_weightings_are_the_same_loss_for_every_prediction_type(weighting, in_x0_space):
     """One network error, seen as an error in eps, x0 or v, must weigh the same."""
     x0, eps, error = draws()
@@ -85,10 +88,11 @@ def test_bfloat16_is_reduced_in_float32():
     shape = (1, 4, 32, 32, 1)
     output = jnp.full(shape, 1 + 2**-7, jnp.bfloat16)
     zero = jnp.zeros(shape, jnp.bfloat16)
-    per_example, mse = losses.denoising_loss(make(), output, zero, zero, jnp.array([5]), weighting="min_snr",
-                                             frame_weights=jnp.ones((1, 4), jnp.bfloat16))
+    per_example, mse = losses.denoising_loss(
+        make(), output, zero, zero, jnp.array([5]), weighting="min_snr", frame_weights=jnp.ones((1, 4), jnp.bfloat16)
+    )
     assert per_example.dtype == mse.dtype == jnp.float32
-    assert mse[0] == pytest.approx((1 + 2**-7)**2, rel=1e-6)
+    assert mse[0] == pytest.approx((1 + 2**-7) ** 2, rel=1e-6)
 
 
 def test_zero_terminal_snr_trains_its_last_step_if_uniform():

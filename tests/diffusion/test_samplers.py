@@ -15,8 +15,9 @@ MU, S = 0.4, 0.3  # The data of the analytic denoisers: x0 ~ N(MU, S^2), element
 
 
 def make(prediction="eps", schedule="scaled_linear", zero=False, num_timesteps=1000):
-    return gaussian.GaussianDiffusion.create(schedule=schedule, num_timesteps=num_timesteps, prediction=prediction,
-                                             zero_terminal_snr=zero)
+    return gaussian.GaussianDiffusion.create(
+        schedule=schedule, num_timesteps=num_timesteps, prediction=prediction, zero_terminal_snr=zero
+    )
 
 
 def keys_of(batch, seed=0):
@@ -45,8 +46,10 @@ def optimal_x0(ac, x, mu=MU, s=S):
 def noises(keys, steps, shape):
     """The documented keying: initial noise, then that of each step, element by element, float64."""
     draw = lambda key, i: np.asarray(jax.random.normal(jax.random.fold_in(key, i), shape), np.float64)
-    return (np.stack([draw(key, 2**32 - 1) for key in keys]),
-            [np.stack([draw(key, i) for key in keys]) for i in range(steps)])
+    return (
+        np.stack([draw(key, 2**32 - 1) for key in keys]),
+        [np.stack([draw(key, i) for key in keys]) for i in range(steps)],
+    )
 
 
 def ddpm_loop(ac, kept, x, z):
@@ -73,28 +76,36 @@ def ddim_loop(ac, kept, x, z, eta):
 
 def exact_moments(ac, kept, method, eta=0.0):
     """Mean and variance of the result over all noise: each step is linear in x and z, so both follow a recursion."""
-    loop = (lambda x, z, k: ddpm_loop(ac, k, x, z)) if method == "ddpm" else (
-        lambda x, z, k: ddim_loop(ac, k, x, z, eta))
+    loop = (
+        (lambda x, z, k: ddpm_loop(ac, k, x, z)) if method == "ddpm" else (lambda x, z, k: ddim_loop(ac, k, x, z, eta))
+    )
     zero = [0.0] * len(kept)
     mean = loop(0.0, zero, kept)
-    variance = (loop(1.0, zero, kept) - mean)**2
+    variance = (loop(1.0, zero, kept) - mean) ** 2
     for i in range(len(kept)):
-        unit = zero[:i] + [1.0] + zero[i + 1:]
-        variance += (loop(0.0, unit, kept) - mean)**2
+        unit = zero[:i] + [1.0] + zero[i + 1 :]
+        variance += (loop(0.0, unit, kept) - mean) ** 2
     return mean, variance
 
 
-@pytest.mark.parametrize("prediction, method, eta, steps, spacing", [
-    *((p, m, e, 7, "trailing") for p in ("eps", "x0", "v")
-      for m, e in (("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.6), ("ddim", 1.0))),
-    ("eps", "ddpm", 0.0, 5, "leading"),
-    ("v", "ddim", 0.6, 6, "linspace"),
-])
+@pytest.mark.parametrize(
+    "prediction, method, eta, steps, spacing",
+    [
+        *(
+            (p, m, e, 7, "trailing")
+            for p in ("eps", "x0", "v")
+            for m, e in (("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.6), ("ddim", 1.0))
+        ),
+        ("eps", "ddpm", 0.0, 5, "leading"),
+        ("v", "ddim", 0.6, 6, "linspace"),
+    ],
+)
 def test_is_the_textbook_loop_on_the_documented_noise(prediction, method, eta, steps, spacing):
     diffusion = make(prediction)
     keys = keys_of(3)
-    result = samplers.sample(optimal(diffusion), diffusion, keys, (2, 4), method=method, steps=steps, eta=eta,
-                             spacing=spacing)
+    result = samplers.sample(
+        optimal(diffusion), diffusion, keys, (2, 4), method=method, steps=steps, eta=eta, spacing=spacing
+    )
     x, z = noises(keys, steps, (2, 4))
     ac, kept = diffusion.alphas_cumprod, samplers.timesteps(1000, steps, spacing)
     expected = ddpm_loop(ac, kept, x, z) if method == "ddpm" else ddim_loop(ac, kept, x, z, eta)
@@ -110,15 +121,20 @@ def test_is_the_textbook_loop_on_all_steps():
     np.testing.assert_allclose(result, ddpm_loop(diffusion.alphas_cumprod, range(59, -1, -1), x, z), atol=1e-5)
 
 
-@pytest.mark.parametrize("method, eta, steps", [("ddpm", 0.0, 20), ("ddim", 0.0, 10), ("ddim", 1.0, 1000),
-                                                ("ddpm", 0.0, 1000)])
+@pytest.mark.parametrize(
+    "method, eta, steps", [("ddpm", 0.0, 20), ("ddim", 0.0, 10), ("ddim", 1.0, 1000), ("ddpm", 0.0, 1000)]
+)
 def test_samples_have_the_exact_mean_and_variance(method, eta, steps):
     diffusion = make("v")
-    sampler = jax.jit(lambda keys: samplers.sample(optimal(diffusion), diffusion, keys, (64,), method=method,
-                                                   steps=steps, eta=eta))
+    sampler = jax.jit(
+        lambda keys: samplers.sample(optimal(diffusion), diffusion, keys, (64,), method=method, steps=steps, eta=eta)
+    )
     result = np.asarray(sampler(keys_of(128, seed=3)), np.float64)
-    mean, variance = exact_moments(diffusion.alphas_cumprod, samplers.timesteps(1000, steps), method, eta) if (
-        steps < 1000) else (MU, S**2)  # All steps: the data distribution itself, to discretisation.
+    mean, variance = (
+        exact_moments(diffusion.alphas_cumprod, samplers.timesteps(1000, steps), method, eta)
+        if (steps < 1000)
+        else (MU, S**2)
+    )  # All steps: the data distribution itself, to discretisation.
     slack = 0.0 if steps < 1000 else 0.01 * S
     n = result.size
     assert abs(result.mean() - mean) < 5 * math.sqrt(variance / n) + slack
@@ -158,8 +174,9 @@ def test_a_known_sample_is_returned_exactly(method, eta, steps):
     np.testing.assert_array_equal(result, point)
     for prediction in ("eps", "v"):
         diffusion = make(prediction)
-        result = samplers.sample(optimal(diffusion, mu=0.7, s=0.0), diffusion, keys_of(2), (3, 4), method=method,
-                                 steps=steps, eta=eta)
+        result = samplers.sample(
+            optimal(diffusion, mu=0.7, s=0.0), diffusion, keys_of(2), (3, 4), method=method, steps=steps, eta=eta
+        )
         np.testing.assert_allclose(result, 0.7, atol=1e-5)
 
 
@@ -202,14 +219,17 @@ def test_an_element_does_not_depend_on_its_batch(method, eta):
     np.testing.assert_array_equal(other[:2], together[:2])
     assert np.all(other[2:] != together[2:])
     for b in range(5):
-        np.testing.assert_allclose(run(keys_of(5)[b:b + 1])[0], together[b], atol=2e-6)
+        np.testing.assert_allclose(run(keys_of(5)[b : b + 1])[0], together[b], atol=2e-6)
 
 
 def test_a_neighbour_that_is_not_finite_spoils_nothing():
     broken = jnp.array([1.0, jnp.nan, 1.0, jnp.inf])[:, None, None]
     whole = jnp.ones((4, 1, 1))
-    run = jax.jit(lambda factor, keys: samplers.sample(lambda x_t, t: factor * mixing(x_t, t), make("x0"), keys, (3, 7),
-                                                       method="ddpm", steps=4))
+    run = jax.jit(
+        lambda factor, keys: samplers.sample(
+            lambda x_t, t: factor * mixing(x_t, t), make("x0"), keys, (3, 7), method="ddpm", steps=4
+        )
+    )
     np.testing.assert_array_equal(run(broken, keys_of(4))[::2], run(whole, keys_of(4))[::2])
 
 
@@ -226,7 +246,7 @@ def test_sharded_over_devices_it_needs_no_collective_and_gives_the_same_bits():
     result = compiled(placed)
     assert result.sharding.spec == jax.P("data")
     alone = jax.jit(run)
-    expected = [alone(keys_of(2 * count)[2 * i:2 * i + 2]) for i in range(count)]
+    expected = [alone(keys_of(2 * count)[2 * i : 2 * i + 2]) for i in range(count)]
     np.testing.assert_array_equal(result, np.concatenate(expected))
 
 
@@ -276,13 +296,18 @@ def test_bfloat16_network_keeps_a_float32_state():
     assert np.any(result != exact)
 
 
-@pytest.mark.parametrize("spacing, steps, expected", [
-    ("trailing", 10, [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]),
-    ("leading", 10, [900, 800, 700, 600, 500, 400, 300, 200, 100, 0]),
-    ("linspace", 10, [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]),
-    ("trailing", 3, [999, 666, 332]),
-    ("trailing", 1, [999]), ("linspace", 1, [999]), ("leading", 1, [0]),
-])
+@pytest.mark.parametrize(
+    "spacing, steps, expected",
+    [
+        ("trailing", 10, [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]),
+        ("leading", 10, [900, 800, 700, 600, 500, 400, 300, 200, 100, 0]),
+        ("linspace", 10, [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]),
+        ("trailing", 3, [999, 666, 332]),
+        ("trailing", 1, [999]),
+        ("linspace", 1, [999]),
+        ("leading", 1, [0]),
+    ],
+)
 def test_timesteps_as_published(spacing, steps, expected):
     """The rows of ten are table 2 of arXiv:2305.08891, counted from 0."""
     kept = samplers.timesteps(1000, steps, spacing)
@@ -326,15 +351,18 @@ def test_guidance_is_the_same_for_every_prediction_type():
     np.testing.assert_allclose(results[2], results[0], atol=2e-5)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (dict(method="euler"), r"method 'euler'.*'ddim', 'ddpm'"),
-    (dict(spacing="karras"), r"spacing 'karras'.*'leading', 'linspace', 'trailing'"),
-    (dict(steps=0), r"steps is 0; it must lie in 1..1000"),
-    (dict(steps=1001), r"steps is 1001"),
-    (dict(eta=1.5), r"eta is 1.5; it must lie in \[0, 1\]"),
-    (dict(method="ddpm", eta=0.5), r"set eta to 0 or method to 'ddim'"),
-    (dict(clip=0.0), r"clip is 0.0; it must be positive"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(method="euler"), r"method 'euler'.*'ddim', 'ddpm'"),
+        (dict(spacing="karras"), r"spacing 'karras'.*'leading', 'linspace', 'trailing'"),
+        (dict(steps=0), r"steps is 0; it must lie in 1..1000"),
+        (dict(steps=1001), r"steps is 1001"),
+        (dict(eta=1.5), r"eta is 1.5; it must lie in \[0, 1\]"),
+        (dict(method="ddpm", eta=0.5), r"set eta to 0 or method to 'ddim'"),
+        (dict(clip=0.0), r"clip is 0.0; it must be positive"),
+    ],
+)
 def test_errors_name_the_field_and_the_mend(arguments, message):
     with pytest.raises(ValueError, match=message):
         samplers.sample(mixing, make(), keys_of(2), (3, 7), **arguments)

@@ -10,11 +10,14 @@ from nuwaxl_jax.diffusion import schedules
 NAMES = ("linear", "scaled_linear", "cosine")
 
 
-@pytest.mark.parametrize("name, snr, root", [
-    ("linear", 4.035993e-05, 0.006353),
-    ("cosine", 2.428735e-09, 4.928220e-05),
-    ("scaled_linear", 0.004682, 0.068265),
-])
+@pytest.mark.parametrize(
+    "name, snr, root",
+    [
+        ("linear", 4.035993e-05, 0.006353),
+        ("cosine", 2.428735e-09, 4.928220e-05),
+        ("scaled_linear", 0.004682, 0.068265),
+    ],
+)
 def test_terminal_values_are_those_published(name, snr, root):
     """Table 1 of arXiv:2305.08891: SNR(T) and sqrt(alphas_cumprod) at T = 1000."""
     last = schedules.alphas_cumprod(name, 1000)[-1]
@@ -25,10 +28,12 @@ def test_terminal_values_are_those_published(name, snr, root):
 def test_stable_diffusion_values():
     ac = schedules.alphas_cumprod("scaled_linear", 1000)
     assert ac[0] == pytest.approx(0.99915, abs=1e-12)
-    logs = [math.log1p(-(math.sqrt(0.00085) + (math.sqrt(0.012) - math.sqrt(0.00085)) * t / 999)**2)
-            for t in range(1000)]
+    logs = [
+        math.log1p(-((math.sqrt(0.00085) + (math.sqrt(0.012) - math.sqrt(0.00085)) * t / 999) ** 2))
+        for t in range(1000)
+    ]
     for t in (0, 1, 499, 998, 999):
-        assert ac[t] == pytest.approx(math.exp(math.fsum(logs[:t + 1])), rel=1e-10)
+        assert ac[t] == pytest.approx(math.exp(math.fsum(logs[: t + 1])), rel=1e-10)
     assert ac[999] == pytest.approx(0.0046600, abs=5e-7)
 
 
@@ -36,12 +41,12 @@ def test_linear_values():
     ac = schedules.alphas_cumprod("linear", 1000)
     logs = [math.log1p(-(1e-4 + (2e-2 - 1e-4) * t / 999)) for t in range(1000)]
     for t in (0, 500, 999):
-        assert ac[t] == pytest.approx(math.exp(math.fsum(logs[:t + 1])), rel=1e-10)
+        assert ac[t] == pytest.approx(math.exp(math.fsum(logs[: t + 1])), rel=1e-10)
 
 
 def test_cosine_is_the_closed_form_until_the_clip():
     ac = schedules.alphas_cumprod("cosine", 1000)
-    f = [math.cos((u / 1000 + 0.008) / 1.008 * math.pi / 2)**2 for u in range(1001)]
+    f = [math.cos((u / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for u in range(1001)]
     np.testing.assert_allclose(ac[:999], np.array(f[1:1000]) / f[0], rtol=1e-9)
     assert ac[999] / ac[998] == pytest.approx(1 - 0.999, rel=1e-9)  # f(T) = 0: only the clip keeps it positive.
 
@@ -63,8 +68,9 @@ def test_zero_terminal_snr(name):
     assert zero[-1] == 0.0
     assert zero[0] == pytest.approx(plain[0], rel=1e-14)
     # Algorithm 1 is affine in sqrt(alphas_cumprod): relative distances stay.
-    np.testing.assert_allclose((zero - zero[-1]) / (zero[0] - zero[-1]),
-                               (plain - plain[-1]) / (plain[0] - plain[-1]), atol=1e-14)
+    np.testing.assert_allclose(
+        (zero - zero[-1]) / (zero[0] - zero[-1]), (plain - plain[-1]) / (plain[0] - plain[-1]), atol=1e-14
+    )
 
 
 def test_errors_name_the_field_and_the_choices():

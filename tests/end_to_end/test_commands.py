@@ -19,8 +19,14 @@ def _command(*arguments, cwd=ROOT):
     # One device, as a user's laptop has; XLA's own cache keeps repeated compilations cheap.
     env = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONWARNINGS="ignore")
     env.pop("XLA_FLAGS", None)
-    return subprocess.run([sys.executable, "-m", "nuwaxl_jax.main", *arguments], capture_output=True, text=True,
-                          cwd=cwd, env=env, timeout=500)
+    return subprocess.run(
+        [sys.executable, "-m", "nuwaxl_jax.main", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=env,
+        timeout=500,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +62,14 @@ def test_export_and_sampling_from_the_file_give_the_same_video(workdir, tmp_path
     weights = tmp_path / "tiny.safetensors"
     done = _command("--mode=export", f"--workdir={workdir}", f"--weights={weights}")
     assert done.returncode == 0, done.stderr[-2000:]
-    done = _command("--mode=sample", f"--workdir={tmp_path}", f"--weights={weights}", f"--story={workdir}/story.txt",
-                    "--frames=5", "--config.seed=3")
+    done = _command(
+        "--mode=sample",
+        f"--workdir={tmp_path}",
+        f"--weights={weights}",
+        f"--story={workdir}/story.txt",
+        "--frames=5",
+        "--config.seed=3",
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     meta = json.loads((tmp_path / "story.json").read_text())
     assert meta["frames"] == 5 and meta["seed"] == 3 and meta["weights"]["file"] == "tiny.safetensors"
@@ -77,17 +89,20 @@ def test_a_second_train_command_skips_what_is_finished(workdir):
     assert done.returncode == 0 and done.stdout.count("skipped") + done.stderr.count("skipped") == 3
 
 
-@pytest.mark.parametrize("arguments,named", [
-    (["--mode=train", CONFIG, "--config.unet.width=3"], "config.unet.width"),
-    (["--mode=train", CONFIG, "--config.unet.num_heads=3"], "config.unet.num_heads"),
-    (["--mode=train", f"{CONFIG[:-4]}huge"], "huge"),
-    (["--mode=train", "--config=configs/none.py"], "none.py"),
-    (["--mode=sample"], "--story"),
-    (["--mode=sample", "--story=none.txt"], "none.txt"),
-    (["--mode=dance"], "mode"),
-    (["--mode=sample", "--story=README.md", "--weights=none.safetensors"], "none.safetensors"),
-    (["--mode=train", CONFIG, "stray"], "stray"),
-])
+@pytest.mark.parametrize(
+    "arguments,named",
+    [
+        (["--mode=train", CONFIG, "--config.unet.width=3"], "config.unet.width"),
+        (["--mode=train", CONFIG, "--config.unet.num_heads=3"], "config.unet.num_heads"),
+        (["--mode=train", f"{CONFIG[:-4]}huge"], "huge"),
+        (["--mode=train", "--config=configs/none.py"], "none.py"),
+        (["--mode=sample"], "--story"),
+        (["--mode=sample", "--story=none.txt"], "none.txt"),
+        (["--mode=dance"], "mode"),
+        (["--mode=sample", "--story=README.md", "--weights=none.safetensors"], "none.safetensors"),
+        (["--mode=train", CONFIG, "stray"], "stray"),
+    ],
+)
 def test_a_mistake_is_one_line_and_exit_status_2(tmp_path, arguments, named):
     target = tmp_path / "new"
     done = _command(*arguments, f"--workdir={target}")

@@ -25,30 +25,20 @@ def test_windows_shorter_than_their_context_are_refused():
         decode.windows(100, window=8, context=4)
 
 
-def test_windowed_decoding_equals_decoding_at_once(monkeypatch):
-    config = _tiny_config()
+def test_windowed_decoding_equals_decoding_at_once(monkeypatch, toons_presets):
+    config = toons_presets.get_config("tiny")
     config.vae.temporal = "none"  # without temporal layers windows cannot matter
     networks = networks_lib.build(config)
-    bundle = dict(vae=networks.init_vae(jax.random.key(0)), latent_shift=np.zeros(4, np.float32),
-                  latent_scale=np.full(4, 2.0, np.float32))
+    bundle = dict(
+        vae=networks.init_vae(jax.random.key(0)),
+        latent_shift=np.zeros(4, np.float32),
+        latent_scale=np.full(4, 2.0, np.float32),
+    )
     latents = np.random.default_rng(0).normal(size=(23, *networks.latent_shape)).astype(np.float32)
     whole = np.concatenate(list(decode.decode_frames(networks, bundle, latents)))
     monkeypatch.setattr(decode, "WINDOW", 10)
+    windows = decode.windows
     monkeypatch.setattr(decode, "windows", lambda n: windows(n, 10, 4))
     parts = np.concatenate(list(decode.decode_frames(networks, bundle, latents)))
     assert whole.shape == (23, 16, 16, 3) and whole.std() > 1
     np.testing.assert_array_less(np.abs(whole.astype(int) - parts).max(), 2)  # one grey level of rounding
-
-
-windows = decode.windows
-
-
-def _tiny_config():
-    import importlib.util
-    import pathlib
-
-    path = pathlib.Path(__file__).resolve().parents[2] / "configs" / "toons.py"
-    spec = importlib.util.spec_from_file_location("toons_config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config("tiny")

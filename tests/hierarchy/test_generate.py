@@ -22,28 +22,28 @@ def sample_segments(params, keys, cond, cond_mask, prompt_index, *, level):
     """A sampler with what could round differently: noise, matrix products, a softmax over frames, a scan."""
     noise = jax.vmap(lambda key: jax.random.normal(key, cond.shape[1:]))(keys)
     flat = lambda x: x.reshape(*x.shape[:2], -1)  # [n, L, h w c]
-    text = params['text'][prompt_index]  # [n, L, D]
+    text = params["text"][prompt_index]  # [n, L, D]
 
     def step(x, _):
-        h = jnp.concatenate([flat(x), flat(cond), flat(cond_mask), text], -1) @ params['in']
-        attention = jax.nn.softmax(jnp.einsum('nld,nmd->nlm', h, h) / 64.0)
-        h = jnp.tanh(jnp.einsum('nlm,nmd->nld', attention, h)) @ params['out']
+        h = jnp.concatenate([flat(x), flat(cond), flat(cond_mask), text], -1) @ params["in"]
+        attention = jax.nn.softmax(jnp.einsum("nld,nmd->nlm", h, h) / 64.0)
+        h = jnp.tanh(jnp.einsum("nlm,nmd->nld", attention, h)) @ params["out"]
         return 0.9 * x + 0.1 * h.reshape(x.shape) + 0.01 * level, None
 
     return jax.lax.scan(step, noise, None, length=3)[0]
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def params():
     random = np.random.default_rng(0)
-    shapes = {'text': (16, 8), 'in': (2 * WIDTH + 16 + 8, 64), 'out': (64, WIDTH)}
+    shapes = {"text": (16, 8), "in": (2 * WIDTH + 16 + 8, 64), "out": (64, WIDTH)}
     return {name: jnp.asarray(random.normal(size=shape) / 4, jnp.float32) for name, shape in shapes.items()}
 
 
 def make_mesh(data=1, fsdp=1, model=1):
     return jax.make_mesh(
         (data, fsdp, model),
-        ('data', 'fsdp', 'model'),
+        ("data", "fsdp", "model"),
         axis_types=(jax.sharding.AxisType.Auto,) * 3,
         devices=jax.devices()[: data * fsdp * model],
     )
@@ -56,23 +56,23 @@ def prompts(videos, frames):
 def run(params, num_frames=50, videos=2, *, seed=3, prompt_index=None, **kwargs):
     plans = plan_lib.make_plan(num_frames, LENGTH)
     prompt_index = prompts(videos, num_frames) if prompt_index is None else prompt_index
-    kwargs.setdefault('microbatch', 2)
+    kwargs.setdefault("microbatch", 2)
     return generate.generate(sample_segments, params, plans, jax.random.key(seed), prompt_index, LATENT, **kwargs)
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def reference(params):
     return run(params)
 
 
-@pytest.mark.parametrize('chunk', [1, 3, 4, 1000])
+@pytest.mark.parametrize("chunk", [1, 3, 4, 1000])
 def test_chunks_do_not_change_a_bit(params, reference, chunk):
     result = run(params, chunk=chunk)
     np.testing.assert_array_equal(result.latents, reference.latents)
-    assert [timing['calls'] for timing in result.timings] == [-(-n // min(n, -(-chunk // 2) * 2)) for n in (2, 14)]
+    assert [timing["calls"] for timing in result.timings] == [-(-n // min(n, -(-chunk // 2) * 2)) for n in (2, 14)]
 
 
-@pytest.mark.parametrize('shape, chunk', [((2, 1, 1), 9), ((4, 2, 1), 0), ((4, 2, 1), 9), ((2, 2, 2), 0)])
+@pytest.mark.parametrize("shape, chunk", [((2, 1, 1), 9), ((4, 2, 1), 0), ((4, 2, 1), 9), ((2, 2, 2), 0)])
 def test_devices_do_not_change_a_bit(params, reference, shape, chunk):
     result = run(params, mesh=make_mesh(*shape), chunk=chunk)
     np.testing.assert_array_equal(result.latents, reference.latents)
@@ -150,27 +150,27 @@ def test_other_key_other_video(params, reference):
     assert (reference.latents[0, :7] != reference.latents[0, 7:14]).mean() > 0.99
 
 
-@pytest.mark.parametrize('shape, level', [((4, 2, 1), 0), ((4, 2, 1), 1), ((2, 2, 2), 1)])
+@pytest.mark.parametrize("shape, level", [((4, 2, 1), 0), ((4, 2, 1), 1), ((2, 2, 2), 1)])
 def test_a_level_is_one_program_without_collectives(params, shape, level):
     mesh = make_mesh(*shape)
     plan = plan_lib.make_plan(50, LENGTH)[level]
     spec = generate.level_spec(sample_segments, plan, 2 * plan.num_segments, LATENT, mesh=mesh, microbatch=1)
     compiled = program.compile_level(spec, params)
     text = compiled.executable.as_text()
-    assert 'while' in text
-    for collective in ('all-reduce', 'all-gather', 'reduce-scatter', 'collective-permute', 'all-to-all'):
+    assert "while" in text
+    for collective in ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all"):
         assert collective not in text
     shardings = compiled.executable.output_shardings
-    assert shardings.spec == jax.P(None, ('data', 'fsdp'))
+    assert shardings.spec == jax.P(None, ("data", "fsdp"))
 
 
 def test_params_sharded_for_training_are_gathered_and_model_shards_kept(params, reference):
     mesh = make_mesh(2, 2, 2)
-    specs = {'text': jax.P(('data', 'fsdp')), 'in': jax.P('fsdp', 'model'), 'out': jax.P('model', None)}
+    specs = {"text": jax.P(("data", "fsdp")), "in": jax.P("fsdp", "model"), "out": jax.P("model", None)}
     sharded = {name: jax.device_put(x, jax.NamedSharding(mesh, specs[name])) for name, x in params.items()}
     placed = program.place_params(sharded, mesh)
-    assert placed['in'].sharding.spec == jax.P(None, ('model',))
-    assert placed['text'].sharding.is_fully_replicated
+    assert placed["in"].sharding.spec == jax.P(None, ("model",))
+    assert placed["text"].sharding.is_fully_replicated
     result = run(sharded, mesh=mesh)
     np.testing.assert_allclose(result.latents, reference.latents, atol=1e-4)  # sums over 'model' round differently
 
@@ -179,8 +179,8 @@ def test_handover_gets_the_given_frames_and_their_mask(params):
     seen = collections.defaultdict(list)
 
     def handover(params, cond, cond_mask):
-        jax.debug.callback(lambda c, m: seen['calls'].append((np.array(c), np.array(m))), cond, cond_mask)
-        return cond + params['text'][0, 0] * (1 - cond_mask) + cond_mask
+        jax.debug.callback(lambda c, m: seen["calls"].append((np.array(c), np.array(m))), cond, cond_mask)
+        return cond + params["text"][0, 0] * (1 - cond_mask) + cond_mask
 
     def echo(params, keys, cond, cond_mask, prompt_index, *, level):
         del params, cond_mask, prompt_index, level
@@ -191,7 +191,7 @@ def test_handover_gets_the_given_frames_and_their_mask(params):
         echo, params, plans, jax.random.key(0), prompts(1, 15), LATENT, microbatch=2, handover=handover
     )
     jax.effects_barrier()
-    (cond0, mask0), (cond1, mask1) = seen['calls']
+    (cond0, mask0), (cond1, mask1) = seen["calls"]
     assert not cond0.any() and not mask0.any()
     assert mask1.shape == (2, LENGTH, *LATENT[:2], 1)
     np.testing.assert_array_equal(mask1[..., 0, 0, 0], plans[1].given)
@@ -200,10 +200,10 @@ def test_handover_gets_the_given_frames_and_their_mask(params):
     # What the handover returned reaches the sampler, and the given frames stay as they were.
     key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), 1), 1)
     noise = jax.random.normal(key, (LENGTH, *LATENT))
-    np.testing.assert_allclose(result.latents[0, 8:14], noise[1:-1] + params['text'][0, 0], atol=1e-6)
+    np.testing.assert_allclose(result.latents[0, 8:14], noise[1:-1] + params["text"][0, 0], atol=1e-6)
 
 
-@pytest.mark.parametrize('num_frames, length, segments', [(1024, 16, 75), (226, 16, 16), (50, 8, 8), (5, 8, 1)])
+@pytest.mark.parametrize("num_frames, length, segments", [(1024, 16, 75), (226, 16, 16), (50, 8, 8), (5, 8, 1)])
 def test_counts(num_frames, length, segments):
     levels = []
 
@@ -218,7 +218,7 @@ def test_counts(num_frames, length, segments):
         mesh=make_mesh(8), microbatch=3,
     )  # fmt: skip
     assert result.latents.shape == (1, num_frames, 1, 1, 2)
-    assert sum(timing['segments'] for timing in result.timings) == segments
+    assert sum(timing["segments"] for timing in result.timings) == segments
     assert result.calls == len(plans)
     assert levels == [plan.network_level for plan in plans]  # traced once a level
     assert np.unique(result.latents, axis=1).shape == result.latents.shape  # every frame has its own noise
@@ -228,11 +228,11 @@ def test_progress_and_timings(params):
     calls = []
     result = run(params, chunk=4, progress=lambda *args: calls.append(args))
     assert [call[:3] for call in calls] == [(0, 2, 2), (1, 4, 14), (1, 8, 14), (1, 12, 14), (1, 14, 14)]
-    assert [(t['level'], t['stride'], t['segments'], t['calls'], t['rounds']) for t in result.timings] == [
+    assert [(t["level"], t["stride"], t["segments"], t["calls"], t["rounds"]) for t in result.timings] == [
         (0, 7, 2, 1, 1),
         (1, 1, 14, 4, 7),
     ]
-    assert all(t['seconds'] > 0 for t in result.timings)
+    assert all(t["seconds"] > 0 for t in result.timings)
 
 
 def test_programs_compiled_ahead_are_used_and_others_refused(params, reference):
@@ -242,9 +242,9 @@ def test_programs_compiled_ahead_are_used_and_others_refused(params, reference):
     compiled = {level: future.result() for level, future in futures.items()}
     np.testing.assert_array_equal(run(params, compiled=compiled).latents, reference.latents)
     np.testing.assert_array_equal(run(params, compiled=futures).latents, reference.latents)
-    with pytest.raises(ValueError, match='compiled for another rounds'):
+    with pytest.raises(ValueError, match="compiled for another rounds"):
         run(params, compiled=compiled, chunk=4)
-    with pytest.raises(ValueError, match='compiled for another mesh'):
+    with pytest.raises(ValueError, match="compiled for another mesh"):
         run(params, videos=4, compiled=compiled, mesh=make_mesh(2))
 
 
@@ -264,36 +264,36 @@ def test_a_second_run_compiles_nothing(params):
 
 def test_microbatch_per_level(params):
     result = run(params, microbatch=[1, 7])
-    assert [timing['rounds'] for timing in result.timings] == [2, 2]
-    with pytest.raises(ValueError, match='microbatch has 3 entries for 2 levels'):
+    assert [timing["rounds"] for timing in result.timings] == [2, 2]
+    with pytest.raises(ValueError, match="microbatch has 3 entries for 2 levels"):
         run(params, microbatch=[1, 2, 3])
 
 
 def test_mistakes_are_named(params):
     plans = plan_lib.make_plan(50, LENGTH)
-    with pytest.raises(ValueError, match='prompt_index has 51 frames'):
+    with pytest.raises(ValueError, match="prompt_index has 51 frames"):
         generate.generate(sample_segments, params, plans, jax.random.key(0), prompts(1, 51), LATENT)
-    with pytest.raises(ValueError, match='prompt_index has 43 frames'):
+    with pytest.raises(ValueError, match="prompt_index has 43 frames"):
         generate.generate(sample_segments, params, plans, jax.random.key(0), prompts(1, 43), LATENT)
-    with pytest.raises(ValueError, match='prompt_index must be integers'):
+    with pytest.raises(ValueError, match="prompt_index must be integers"):
         run(params, prompt_index=np.zeros((1, 50)))
-    with pytest.raises(ValueError, match='key must be one typed key'):
+    with pytest.raises(ValueError, match="key must be one typed key"):
         generate.generate(sample_segments, params, plans, jax.random.PRNGKey(0), prompts(1, 50), LATENT)
-    with pytest.raises(ValueError, match='chunk must be'):
+    with pytest.raises(ValueError, match="chunk must be"):
         run(params, chunk=-1)
-    with pytest.raises(ValueError, match='microbatch must be'):
+    with pytest.raises(ValueError, match="microbatch must be"):
         run(params, microbatch=0)
     with pytest.raises(ValueError, match=r"add \['fsdp'\]"):
-        run(params, mesh=jax.make_mesh((1,), ('data',), axis_types=(jax.sharding.AxisType.Auto,)))
+        run(params, mesh=jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)))
     frames = frames_lib.FrameLatents(1, plans, LATENT)
     level = lambda **kwargs: generate.generate_level(
         sample_segments, params, plans[1], jax.random.key(0), frames, prompts(1, 50), **kwargs
     )
-    with pytest.raises(ValueError, match='frame 0 of video 0 is not made yet'):
+    with pytest.raises(ValueError, match="frame 0 of video 0 is not made yet"):
         level()
-    with pytest.raises(ValueError, match='segments must be'):
+    with pytest.raises(ValueError, match="segments must be"):
         level(segments=[7])
-    with pytest.raises(ValueError, match='videos must be'):
+    with pytest.raises(ValueError, match="videos must be"):
         level(videos=[])
 
 
@@ -304,7 +304,7 @@ def test_a_segment_that_is_not_finite_is_named():
 
     prompt_index = np.zeros((2, 50), np.int32)
     prompt_index[1, 24] = 9
-    with pytest.raises(FloatingPointError, match='level 1, segment 3 of video 1 is not finite'):
+    with pytest.raises(FloatingPointError, match="level 1, segment 3 of video 1 is not finite"):
         plans = plan_lib.make_plan(50, LENGTH)
         generate.generate(broken, {}, plans, jax.random.key(0), prompt_index, LATENT, microbatch=2)
 
@@ -346,14 +346,14 @@ def test_sliding_window_continues_from_the_frames_before(params):
     assert differs[0].all() and not differs[1].any()
 
 
-@pytest.mark.parametrize('kwargs', [dict(chunk=1), dict(mesh='4x2'), dict(compiled=True)])
+@pytest.mark.parametrize("kwargs", [dict(chunk=1), dict(mesh="4x2"), dict(compiled=True)])
 def test_sliding_window_does_not_depend_on_chunks_or_devices(params, kwargs):
     kwargs = dict(kwargs)
-    if 'mesh' in kwargs:
-        kwargs['mesh'] = make_mesh(4, 2)
-    if 'compiled' in kwargs:
+    if "mesh" in kwargs:
+        kwargs["mesh"] = make_mesh(4, 2)
+    if "compiled" in kwargs:
         plan = plan_lib.autoregressive_plan(22, LENGTH, 3, network_level=2)
-        kwargs['compiled'] = autoregressive.compile_ahead(sample_segments, params, plan, 3, LATENT)
+        kwargs["compiled"] = autoregressive.compile_ahead(sample_segments, params, plan, 3, LATENT)
     np.testing.assert_array_equal(
         sliding(params, videos=3, overlap=3, **kwargs).latents, sliding(params, videos=3, overlap=3).latents
     )

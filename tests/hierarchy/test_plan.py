@@ -7,7 +7,7 @@ from nuwaxl_jax.hierarchy import plan as plan_lib
 
 
 @pytest.mark.parametrize(
-    'segment_length, num_frames, segments',
+    "segment_length, num_frames, segments",
     [
         (16, 16, [1]),
         (16, 226, [1, 15]),
@@ -37,15 +37,15 @@ def _check_made_once(plans, num_frames):
         before = frozenset(made)
         frame, given = plan.frame_index, plan.given
         assert frame.shape == given.shape == (plan.num_segments, plan.segment_length)
-        assert set(frame[given].tolist()) <= before, 'a given frame is not made yet'
+        assert set(frame[given].tolist()) <= before, "a given frame is not made yet"
         new = frame[~given].tolist()
-        assert len(new) == len(set(new)) and not before & set(new), 'a frame is made twice'
+        assert len(new) == len(set(new)) and not before & set(new), "a frame is made twice"
         made |= set(new)
         assert (np.diff(frame, axis=1) == plan.stride).all()
     assert set(range(num_frames)) <= made
 
 
-@pytest.mark.parametrize('segment_length', [3, 4, 5, 8, 16])
+@pytest.mark.parametrize("segment_length", [3, 4, 5, 8, 16])
 def test_every_frame_is_made_once_and_given_frames_before(segment_length):
     for num_frames in [*range(2, 70), 226, 227, 344, 1024]:
         smallest = plan_lib.smallest_depth(num_frames, segment_length)
@@ -82,15 +82,15 @@ def test_network_level_is_the_one_of_the_same_stride():
 
 
 @pytest.mark.parametrize(
-    'args, message',
+    "args, message",
     [
-        (dict(num_frames=1, segment_length=16), 'num_frames must be an integer of at least 2'),
-        (dict(num_frames=16.0, segment_length=16), 'num_frames must be an integer'),
-        (dict(num_frames=16, segment_length=2), 'segment_length must be an integer of at least 3'),
-        (dict(num_frames=16, segment_length=16, depth=0), 'depth must be'),
-        (dict(num_frames=227, segment_length=16, depth=2), 'give depth>=3'),
-        (dict(num_frames=3377, segment_length=16, network_depth=3), 'at most 3376 frames'),
-        (dict(num_frames=16, segment_length=16, depth=9), 'lower depth'),
+        (dict(num_frames=1, segment_length=16), "num_frames must be an integer of at least 2"),
+        (dict(num_frames=16.0, segment_length=16), "num_frames must be an integer"),
+        (dict(num_frames=16, segment_length=2), "segment_length must be an integer of at least 3"),
+        (dict(num_frames=16, segment_length=16, depth=0), "depth must be"),
+        (dict(num_frames=227, segment_length=16, depth=2), "give depth>=3"),
+        (dict(num_frames=3377, segment_length=16, network_depth=3), "at most 3376 frames"),
+        (dict(num_frames=16, segment_length=16, depth=9), "lower depth"),
     ],
 )
 def test_mistakes_are_named(args, message):
@@ -104,7 +104,7 @@ def test_plans_cannot_be_changed():
         plan.frame_index[0, 0] = 1
 
 
-@pytest.mark.parametrize('segment_length', [3, 4, 16])
+@pytest.mark.parametrize("segment_length", [3, 4, 16])
 def test_windows_make_every_frame_once(segment_length):
     for overlap in range(1, segment_length):
         for num_frames in [2, 3, 4, 5, 15, 16, 17, 31, 32, 100]:
@@ -114,7 +114,7 @@ def test_windows_make_every_frame_once(segment_length):
                 assert given.sum() == (overlap if w else 0)
                 assert set(frame[given].tolist()) <= made
                 assert not made & set(frame[~given].tolist())
-                assert w == 0 or frame[~given][0] < num_frames, 'a window nobody needs'
+                assert w == 0 or frame[~given][0] < num_frames, "a window nobody needs"
                 made |= set(frame[~given].tolist())
             assert made >= set(range(num_frames))
 
@@ -124,5 +124,5 @@ def test_windows_of_known_videos():
     assert plan_lib.autoregressive_plan(1024, 16).num_segments == 69
     assert plan_lib.autoregressive_plan(226, 16, overlap=8).num_segments == 28
     assert plan_lib.autoregressive_plan(226, 16, network_level=2).network_level == 2
-    with pytest.raises(ValueError, match='overlap=16 leaves no new frame'):
+    with pytest.raises(ValueError, match="overlap=16 leaves no new frame"):
         plan_lib.autoregressive_plan(226, 16, overlap=16)

@@ -7,7 +7,9 @@ import pytest
 
 from nuwaxl_jax.models import mtd_unet
 
-FIELDS = dict(out_channels=3, channels=8, channel_mults=(1, 2), num_heads=2, prompt_levels=(True, True), cond_channels=4)
+FIELDS = dict(
+    out_channels=3, channels=8, channel_mults=(1, 2), num_heads=2, prompt_levels=(True, True), cond_channels=4
+)
 
 
 def _inputs(batch=2, length=4):
@@ -95,12 +97,15 @@ def test_videos_do_not_see_each_other(network):
     assert float(delta[0].max()) == 0.0 and float(delta[1].max()) > 1e-3
 
 
-@pytest.mark.parametrize("injection,expected", [
-    ("none", set()),
-    ("top_up", {"up0_0", "up0_1"}),
-    ("up", {"up0_0", "up0_1", "up1_0", "up1_1"}),
-    ("down_up", {"down0_0", "down1_0", "up0_0", "up0_1", "up1_0", "up1_1"}),
-])
+@pytest.mark.parametrize(
+    "injection,expected",
+    [
+        ("none", set()),
+        ("top_up", {"up0_0", "up0_1"}),
+        ("up", {"up0_0", "up0_1", "up1_0", "up1_1"}),
+        ("down_up", {"down0_0", "down1_0", "up0_0", "up0_1", "up1_0", "up1_1"}),
+    ],
+)
 def test_injection_sits_where_table_2b_says_and_never_in_the_middle(injection, expected):
     module = mtd_unet.MTDUNet(**FIELDS, injection=injection)
     params = jax.eval_shape(lambda: module.init(jax.random.key(0), **_inputs()))["params"]

@@ -13,24 +13,31 @@ import numpy as np
 STAGE = 64.0  # Width and height of the stage, units.
 GROUND = 54.0  # The line that feet stand on, units from the top.
 
-SCENES = ('desert', 'forest', 'beach', 'city', 'snow', 'night')
+SCENES = ("desert", "forest", "beach", "city", "snow", "night")
 SCENE_PHRASES = {
-    'desert': 'in the desert', 'forest': 'in the forest', 'beach': 'on the beach',
-    'city': 'in the city', 'snow': 'in the snow', 'night': 'at night',
+    "desert": "in the desert",
+    "forest": "in the forest",
+    "beach": "on the beach",
+    "city": "in the city",
+    "snow": "in the snow",
+    "night": "at night",
 }
-SHAPES = ('circle', 'square', 'triangle', 'star')
-SIZES = ('small', 'big')
-RADII = {'small': 8.0, 'big': 11.0}  # Units.
-COLOURS = ('red', 'yellow', 'green', 'blue', 'purple', 'pink')
+SHAPES = ("circle", "square", "triangle", "star")
+SIZES = ("small", "big")
+RADII = {"small": 8.0, "big": 11.0}  # Units.
+COLOURS = ("red", "yellow", "green", "blue", "purple", "pink")
 # sRGB fills. The sceneries keep to muted tones so that these stand out everywhere.
 PALETTE = {
-    'red': (222, 36, 36), 'yellow': (255, 214, 10), 'green': (16, 178, 52),
-    'blue': (28, 92, 246), 'purple': (140, 40, 196), 'pink': (255, 112, 190),
+    "red": (222, 36, 36),
+    "yellow": (255, 214, 10),
+    "green": (16, 178, 52),
+    "blue": (28, 92, 246),
+    "purple": (140, 40, 196),
+    "pink": (255, 112, 190),
 }
-ACTIONS = ('stands', 'walks left', 'walks right', 'jumps', 'jumps left', 'jumps right', 'enters', 'leaves')
-ACTION_LIST = ACTIONS
-AIRBORNE = frozenset(('jumps', 'jumps left', 'jumps right'))
-CROSSING = frozenset(('enters', 'leaves'))  # Actions that pass the frame's edge.
+ACTIONS = ("stands", "walks left", "walks right", "jumps", "jumps left", "jumps right", "enters", "leaves")
+AIRBORNE = frozenset(("jumps", "jumps left", "jumps right"))
+CROSSING = frozenset(("enters", "leaves"))  # Actions that pass the frame's edge.
 
 HALF_WIDTH = 1.15  # Upper bound of half the width of any shape, in radii.
 JUMP_HEIGHT = 10.0  # Units.
@@ -49,157 +56,168 @@ CORNER = 0.16  # Radius of a square's rounded corners, in radii.
 STAR_RADIUS, STAR_INNER = 1.2, 0.52  # Outer radius of a star in radii; its inner over its outer radius.
 # Eyes in radii: half the distance between them, height of their centre, radius of the white, of the pupil.
 EYES = {
-    'circle': (0.36, -0.18, 0.25, 0.13), 'square': (0.36, -0.16, 0.25, 0.13),
-    'triangle': (0.24, 0.32, 0.20, 0.11), 'star': (0.23, -0.04, 0.20, 0.11),
+    "circle": (0.36, -0.18, 0.25, 0.13),
+    "square": (0.36, -0.16, 0.25, 0.13),
+    "triangle": (0.24, 0.32, 0.20, 0.11),
+    "star": (0.23, -0.04, 0.20, 0.11),
 }
 
-VOCABULARY = tuple(dict.fromkeys(
-    ' '.join(('a', 'and') + SIZES + COLOURS + SHAPES + ACTIONS + tuple(SCENE_PHRASES.values())).split()))
+VOCABULARY = tuple(
+    dict.fromkeys(" ".join(("a", "and") + SIZES + COLOURS + SHAPES + ACTIONS + tuple(SCENE_PHRASES.values())).split())
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-  """What a character is for a whole episode."""
+    """What a character is for a whole episode."""
 
-  shape: str
-  colour: str
-  size: str
+    shape: str
+    colour: str
+    size: str
 
-  @property
-  def radius(self) -> float:
-    return RADII[self.size]
+    @property
+    def radius(self) -> float:
+        return RADII[self.size]
 
-  @property
-  def half_width(self) -> float:
-    return HALF_WIDTH * RADII[self.size]
+    @property
+    def half_width(self) -> float:
+        return HALF_WIDTH * RADII[self.size]
 
 
 @dataclasses.dataclass(frozen=True)
 class CharacterTruth:
-  """A character in one frame: x, y is its centre in units; `visible` the part of its width inside the frame."""
+    """A character in one frame: x, y is its centre in units; `visible` the part of its width inside the frame."""
 
-  shape: str
-  colour: str
-  size: str
-  x: float
-  y: float
-  action: str
-  visible: float
+    shape: str
+    colour: str
+    size: str
+    x: float
+    y: float
+    action: str
+    visible: float
 
 
 @dataclasses.dataclass(frozen=True)
 class FrameTruth:
-  """One frame: its scene, the characters on stage from left to right, its caption and its shot's number."""
+    """One frame: its scene, the characters on stage from left to right, its caption and its shot's number."""
 
-  scene: str
-  characters: tuple[CharacterTruth, ...]
-  caption: str
-  shot: int
+    scene: str
+    characters: tuple[CharacterTruth, ...]
+    caption: str
+    shot: int
 
 
 def shape_distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
-  """Signed distance of points to a shape's border, negative inside.
+    """Signed distance of points to a shape's border, negative inside.
 
-  Only arithmetic and square roots, which NumPy rounds alike for any batch, so that a frame never depends on the
-  frames it was rendered with.
+    Only arithmetic and square roots, which NumPy rounds alike for any batch, so that a frame never depends on the
+    frames it was rendered with.
 
-  Args:
-    shape: one of SHAPES.
-    dx, dy: offsets from the centre in units, any one shape, float.
-    radius: units.
+    Args:
+      shape: one of SHAPES.
+      dx, dy: offsets from the centre in units, any one shape, float.
+      radius: units.
 
-  Returns:
-    Distance in units, same shape and dtype. (Outside a triangle's corners it is a lower bound.)
+    Returns:
+      Distance in units, same shape and dtype. (Outside a triangle's corners it is a lower bound.)
 
-  Raises:
-    ValueError: an unknown shape.
-  """
-  try:
-    distance = _DISTANCES[shape]
-  except KeyError:
-    raise ValueError(f'shape {shape!r} is unknown; use one of {SHAPES}') from None
-  return distance(dx, dy, np.asarray(radius, dx.dtype))
+    Raises:
+      ValueError: an unknown shape.
+    """
+    try:
+        distance = _DISTANCES[shape]
+    except KeyError:
+        raise ValueError(f"shape {shape!r} is unknown; use one of {SHAPES}") from None
+    return distance(dx, dy, np.asarray(radius, dx.dtype))
 
 
 def _circle(dx, dy, r):
-  return np.sqrt(dx * dx + dy * dy) - r
+    return np.sqrt(dx * dx + dy * dy) - r
 
 
 def _square(dx, dy, r):
-  half, corner = dx.dtype.type(0.93) * r, dx.dtype.type(CORNER) * r
-  qx = np.abs(dx) - (half - corner)
-  qy = np.abs(dy - (r - half)) - (half - corner)  # Feet at +r.
-  outside = np.sqrt(np.square(np.maximum(qx, 0)) + np.square(np.maximum(qy, 0)))
-  return outside + np.minimum(np.maximum(qx, qy), 0) - corner
+    half, corner = dx.dtype.type(0.93) * r, dx.dtype.type(CORNER) * r
+    qx = np.abs(dx) - (half - corner)
+    qy = np.abs(dy - (r - half)) - (half - corner)  # Feet at +r.
+    outside = np.sqrt(np.square(np.maximum(qx, 0)) + np.square(np.maximum(qy, 0)))
+    return outside + np.minimum(np.maximum(qx, qy), 0) - corner
 
 
 def _triangle(dx, dy, r):
-  # Apex (0, -1.05 r), base from (-1.13 r, r) to (1.13 r, r); the normal of a flank is (height, half base).
-  height, half = 2.05, 1.13
-  norm = (height * height + half * half) ** 0.5
-  cast = dx.dtype.type
-  flank = cast(height / norm) * np.abs(dx) - cast(half / norm) * (dy + cast(1.05) * r)
-  return np.maximum(flank, dy - r)
+    # Apex (0, -1.05 r), base from (-1.13 r, r) to (1.13 r, r); the normal of a flank is (height, half base).
+    height, half = 2.05, 1.13
+    norm = (height * height + half * half) ** 0.5
+    cast = dx.dtype.type
+    flank = cast(height / norm) * np.abs(dx) - cast(half / norm) * (dy + cast(1.05) * r)
+    return np.maximum(flank, dy - r)
 
 
 def _star(dx, dy, r):
-  # Fold the plane onto half of one arm, then the distance to a segment (after I. Quilez, "2D distance functions").
-  cast = dx.dtype.type
-  kx, ky = cast(0.8090169943749475), cast(-0.5877852522924731)
-  outer = cast(STAR_RADIUS) * r
-  centre = r - kx * outer  # The two lower points stand at +r.
-  px, py = np.abs(dx), centre - dy
-  fold = np.maximum(kx * px + ky * py, 0)
-  px, py = px - 2 * fold * kx, py - 2 * fold * ky
-  fold = np.maximum(ky * py - kx * px, 0)
-  px, py = np.abs(px + 2 * fold * kx), py - 2 * fold * ky - outer
-  bx, by = cast(STAR_INNER) * -ky, cast(STAR_INNER) * kx - cast(1)
-  along = np.clip((px * bx + py * by) / (bx * bx + by * by), 0, outer)
-  ex, ey = px - bx * along, py - by * along
-  return np.sqrt(ex * ex + ey * ey) * np.sign(py * bx - px * by)
+    # Fold the plane onto half of one arm, then the distance to a segment (after I. Quilez, "2D distance functions").
+    cast = dx.dtype.type
+    kx, ky = cast(0.8090169943749475), cast(-0.5877852522924731)
+    outer = cast(STAR_RADIUS) * r
+    centre = r - kx * outer  # The two lower points stand at +r.
+    px, py = np.abs(dx), centre - dy
+    fold = np.maximum(kx * px + ky * py, 0)
+    px, py = px - 2 * fold * kx, py - 2 * fold * ky
+    fold = np.maximum(ky * py - kx * px, 0)
+    px, py = np.abs(px + 2 * fold * kx), py - 2 * fold * ky - outer
+    bx, by = cast(STAR_INNER) * -ky, cast(STAR_INNER) * kx - cast(1)
+    along = np.clip((px * bx + py * by) / (bx * bx + by * by), 0, outer)
+    ex, ey = px - bx * along, py - by * along
+    return np.sqrt(ex * ex + ey * ey) * np.sign(py * bx - px * by)
 
 
-_DISTANCES = {'circle': _circle, 'square': _square, 'triangle': _triangle, 'star': _star}
+_DISTANCES = {"circle": _circle, "square": _square, "triangle": _triangle, "star": _star}
 
 
 def legal_range(half_width: float, slot: int | None) -> tuple[float, float]:
-  """Where a character's centre may be, in units.
+    """Where a character's centre may be, in units.
 
-  Args:
-    half_width: of the character, units.
-    slot: None alone on stage, 0 for the first-named (left half), 1 for the second-named (right half).
-  """
-  low, high = {None: (0.0, STAGE), 0: (0.0, STAGE / 2), 1: (STAGE / 2, STAGE)}[slot]
-  return low + half_width, high - half_width
+    Args:
+      half_width: of the character, units.
+      slot: None alone on stage, 0 for the first-named (left half), 1 for the second-named (right half).
+    """
+    low, high = {None: (0.0, STAGE), 0: (0.0, STAGE / 2), 1: (STAGE / 2, STAGE)}[slot]
+    return low + half_width, high - half_width
 
 
 def caption(scene: str, characters) -> str:
-  """The caption of a frame; `characters` is a sequence of (size, colour, shape, action), first-named first."""
-  who = ' and '.join(f'a {size} {colour} {shape} {action}' for size, colour, shape, action in characters)
-  return f'{who} {SCENE_PHRASES[scene]}'
+    """The caption of a frame; `characters` is a sequence of (size, colour, shape, action), first-named first."""
+    who = " and ".join(f"a {size} {colour} {shape} {action}" for size, colour, shape, action in characters)
+    return f"{who} {SCENE_PHRASES[scene]}"
 
 
 def parse_caption(text: str) -> tuple[str, list[tuple[str, str, str, str]]]:
-  """The inverse of `caption`.
+    """The inverse of `caption`.
 
-  Returns:
-    (scene, [(size, colour, shape, action), ...]).
+    Returns:
+      (scene, [(size, colour, shape, action), ...]).
 
-  Raises:
-    ValueError: the text is not a caption of this world; the message says which part.
-  """
-  for scene, phrase in SCENE_PHRASES.items():
-    if text.endswith(' ' + phrase):
-      break
-  else:
-    raise ValueError(f'caption {text!r} must end with one of {tuple(SCENE_PHRASES.values())}')
-  characters = []
-  for part in text[:-len(phrase) - 1].split(' and '):
-    words = part.split()
-    action = ' '.join(words[4:])
-    if (len(words) < 5 or words[0] != 'a' or words[1] not in SIZES or words[2] not in COLOURS
-        or words[3] not in SHAPES or action not in ACTIONS):
-      raise ValueError(f'caption {text!r}: {part!r} must read "a SIZE COLOUR SHAPE ACTION", as in '
-                       '"a small red square jumps left"')
-    characters.append((words[1], words[2], words[3], action))
-  return scene, characters
+    Raises:
+      ValueError: the text is not a caption of this world; the message says which part.
+    """
+    for scene, phrase in SCENE_PHRASES.items():
+        if text.endswith(" " + phrase):
+            break
+    else:
+        raise ValueError(f"caption {text!r} must end with one of {tuple(SCENE_PHRASES.values())}")
+    characters = []
+    for part in text[: -len(phrase) - 1].split(" and "):
+        words = part.split()
+        action = " ".join(words[4:])
+        if (
+            len(words) < 5
+            or words[0] != "a"
+            or words[1] not in SIZES
+            or words[2] not in COLOURS
+            or words[3] not in SHAPES
+            or action not in ACTIONS
+        ):
+            raise ValueError(
+                f'caption {text!r}: {part!r} must read "a SIZE COLOUR SHAPE ACTION", as in '
+                '"a small red square jumps left"'
+            )
+        characters.append((words[1], words[2], words[3], action))
+    return scene, characters
