@@ -203,7 +203,8 @@ def _merge(base: ml_collections.ConfigDict, values: Mapping[str, Any], prefix: s
             try:
                 base[key] = tuple(value) if isinstance(value, list) else value
             except (TypeError, ValueError) as error:
-                raise ConfigError(f"config.{name}: {value!r} has the wrong type ({error}); see config.default()") from error
+                problem = f"{value!r} has the wrong type ({error})"
+                raise ConfigError(f"config.{name}: {problem}; see config.default()") from error
 
 
 def from_json(text: str) -> ml_collections.ConfigDict:

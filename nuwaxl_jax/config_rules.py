@@ -120,6 +120,7 @@ def _check_models(config: ml_collections.ConfigDict) -> None:
         f"{config.text.num_heads} heads do not divide width {config.text.width}",
         "change width or heads",
     )
+    _require(config.text.vocab_size > 60, "text.vocab_size", "60 ids are the toons' own words", "use more, such as 512")
     _require(config.text.max_tokens >= 3, "text.max_tokens", "must hold bos, one word and eos", "use at least 3")
 
 
@@ -169,6 +170,14 @@ def _check_hierarchy(config: ml_collections.ConfigDict) -> None:
         "use fewer steps than diffusion.num_timesteps",
     )
     frames = window_frames(config)
+    sampler = config.sampler
+    _require(0 <= sampler.eta <= 1, "sampler.eta", f"{sampler.eta} is not in 0..1", "0 is DDIM, 1 is ancestral")
+    _require(
+        sampler.method == "ddim" or sampler.eta == 0,
+        "sampler.eta",
+        f"{sampler.eta} means nothing to {sampler.method}",
+        "set it to 0 or use method=ddim",
+    )
     if config.data.source == "toons":
         _require(
             config.data.episode_frames >= frames,

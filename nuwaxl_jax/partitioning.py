@@ -19,15 +19,15 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-AXES = ('data', 'fsdp', 'model')
-BATCH_AXES = ('data', 'fsdp')
+AXES = ("data", "fsdp", "model")
+BATCH_AXES = ("data", "fsdp")
 
 # (path pattern, dimension that lies on `model`). Paths are 'a/b/kernel'. The first match decides.
-_INTO = r'(attention/(qkv|kv|q)|feed_forward/in|mlp_in)'
-_OUT_OF = r'(attention/out|feed_forward/out|mlp_out)'
+_INTO = r"(attention/(qkv|kv|q)|feed_forward/in|mlp_in)"
+_OUT_OF = r"(attention/out|feed_forward/out|mlp_out)"
 MODEL_RULES = (
-    (_INTO + r'/(kernel|bias)$', -1),
-    (_OUT_OF + r'/kernel$', 0),
+    (_INTO + r"/(kernel|bias)$", -1),
+    (_OUT_OF + r"/kernel$", 0),
 )
 
 
@@ -44,25 +44,29 @@ def make_mesh(data: int = -1, fsdp: int = 1, model: int = 1, devices: Any = None
       ValueError: sizes that are not positive, or whose product is not the number of devices.
     """
     devices = list(jax.devices()) if devices is None else list(devices)
-    for name, size in (('fsdp', fsdp), ('model', model)):
+    for name, size in (("fsdp", fsdp), ("model", model)):
         if size < 1:
-            raise ValueError(f'mesh.{name} is {size}; it must be at least 1 (only mesh.data may be -1).')
+            raise ValueError(f"mesh.{name} is {size}; it must be at least 1 (only mesh.data may be -1).")
     if data == -1:
         if len(devices) % (fsdp * model):
-            raise ValueError(f'mesh.fsdp * mesh.model = {fsdp * model} does not divide {len(devices)} devices; '
-                             'choose sizes whose product does.')
+            raise ValueError(
+                f"mesh.fsdp * mesh.model = {fsdp * model} does not divide {len(devices)} devices; "
+                "choose sizes whose product does."
+            )
         data = len(devices) // (fsdp * model)
     if data < 1:
-        raise ValueError(f'mesh.data is {data}; it must be at least 1, or -1 for all devices that are left.')
+        raise ValueError(f"mesh.data is {data}; it must be at least 1, or -1 for all devices that are left.")
     if data * fsdp * model != len(devices):
-        raise ValueError(f'mesh.data * mesh.fsdp * mesh.model = {data} * {fsdp} * {model} is not the number of '
-                         f'devices, {len(devices)}; set mesh.data to -1 or change a size.')
+        raise ValueError(
+            f"mesh.data * mesh.fsdp * mesh.model = {data} * {fsdp} * {model} is not the number of "
+            f"devices, {len(devices)}; set mesh.data to -1 or change a size."
+        )
     return jax.make_mesh((data, fsdp, model), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def path_name(path: tuple[Any, ...]) -> str:
     """'a/b/kernel' of a key path of `jax.tree_util.tree_map_with_path`."""
-    return jax.tree_util.keystr(path, simple=True, separator='/')
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def param_spec(name: str, shape: tuple[int, ...], mesh: Mesh, min_size: int = 2**16) -> PartitionSpec:
@@ -75,18 +79,18 @@ def param_spec(name: str, shape: tuple[int, ...], mesh: Mesh, min_size: int = 2*
       min_size: parameters with fewer elements are not sharded over fsdp: gathering them costs more than they weigh.
     """
     spec: list[str | None] = [None] * len(shape)
-    if mesh.shape['model'] > 1 and shape:
+    if mesh.shape["model"] > 1 and shape:
         for pattern, dimension in MODEL_RULES:
             if re.search(pattern, name):
-                if shape[dimension] % mesh.shape['model'] == 0:
-                    spec[dimension] = 'model'
+                if shape[dimension] % mesh.shape["model"] == 0:
+                    spec[dimension] = "model"
                 break
-    fsdp = mesh.shape['fsdp']
+    fsdp = mesh.shape["fsdp"]
     if fsdp > 1 and math.prod(shape) >= min_size:
         free = [d for d in range(len(shape)) if spec[d] is None and shape[d] % fsdp == 0]
         if free:
             # Of equal sizes the last: the output channels of a kernel.
-            spec[max(free, key=lambda d: (shape[d], d))] = 'fsdp'
+            spec[max(free, key=lambda d: (shape[d], d))] = "fsdp"
     while spec and spec[-1] is None:
         spec.pop()
     return PartitionSpec(*spec)
@@ -101,8 +105,8 @@ def param_shardings(abstract: Any, mesh: Mesh, min_size: int = 2**16) -> Any:
       min_size: see `param_spec`.
     """
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: NamedSharding(mesh, param_spec(path_name(path), tuple(leaf.shape), mesh, min_size)),
-        abstract)
+        lambda path, leaf: NamedSharding(mesh, param_spec(path_name(path), tuple(leaf.shape), mesh, min_size)), abstract
+    )
 
 
 def batch_spec(ndim: int = 1) -> PartitionSpec:
@@ -117,10 +121,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def batch_size_divides(mesh: Mesh, batch_size: int, field: str) -> None:
     """Raises ValueError naming `field` where the batch axes of the mesh do not divide the batch."""
-    devices = mesh.shape['data'] * mesh.shape['fsdp']
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % devices:
-        raise ValueError(f'{field} is {batch_size}, which mesh.data * mesh.fsdp = {devices} does not divide; '
-                         'change the batch or the mesh.')
+        raise ValueError(
+            f"{field} is {batch_size}, which mesh.data * mesh.fsdp = {devices} does not divide; "
+            "change the batch or the mesh."
+        )
 
 
 def replicate(mesh: Mesh) -> NamedSharding:
@@ -138,5 +144,4 @@ def constrain(x: jax.Array, mesh: Mesh | None) -> jax.Array:
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Global arrays of this process's share of a batch. On many hosts each passes its own slice."""
     sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, np.asarray(value))
-            for name, value in batch.items()}
+    return {name: jax.make_array_from_process_local_data(sharding, np.asarray(value)) for name, value in batch.items()}

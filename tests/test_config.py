@@ -41,6 +41,9 @@ def test_default_is_valid_and_survives_json():
         (dict(train__stages=("gan",)), "config.train.stages"),
         (dict(data__episode_frames=3000), "config.data.episode_frames"),
         (dict(text__num_heads=7), "config.text.num_heads"),
+        (dict(text__vocab_size=60), "config.text.vocab_size"),
+        (dict(sampler__eta=1.5), "config.sampler.eta"),
+        (dict(sampler__method="ddpm", sampler__eta=1.0), "config.sampler.eta"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_field(fields, named):

@@ -19,8 +19,8 @@ so a weighting that is meant in x_0-space, w_x0(t) ||e||^2, has to be divided by
 min_snr is Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy" (arXiv:2303.09556), gamma = 5.
 'uniform', the paper's, is w(t) = 1 for every prediction type.
 
-Under zero terminal SNR both SNR weightings vanish at the last timestep, the one that sampling starts from, and nearly do
-so in the steps before it: these are then trained by what they share with the others alone. 'uniform' on v, which is
+Under zero terminal SNR both SNR weightings vanish at the last timestep, the one that sampling starts from, and nearly
+do so in the steps before it: these are then trained by what they share with the others alone. 'uniform' on v, which is
 w_x0(t) = snr + 1, keeps them.
 """
 

@@ -39,9 +39,9 @@ def test_source(config: ml_collections.ConfigDict, num_stories: int, num_frames:
 def encode_video(
     networks: networks_lib.Networks, bundle: networks_lib.Params, frames: np.ndarray, batch: int = 4
 ) -> np.ndarray:
-    """Scaled posterior means `[F, h, w, c]` of uint8 frames, in windows of L frames with shared borders, as in training.
+    """Scaled posterior means `[F, h, w, c]` of uint8 frames, in windows of L frames with shared borders.
 
-    Of a border frame's two encodings the later window's is kept.
+    The windows are those of training. Of a border frame's two encodings the later window's is kept.
     """
     length = min(networks.segment_length, len(frames))
     last = len(frames) - length

@@ -243,7 +243,8 @@ def run(
         if done == total or time.perf_counter() - last[0] > 3:
             last[0] = time.perf_counter()
             say(
-                f"decoding: {done} of {total} frames, {seconds:.1f} s; about {seconds * (total - done) / done:.0f} s left"
+                f"decoding: {done} of {total} frames, {seconds:.1f} s; "
+                f"about {seconds * (total - done) / done:.0f} s left"
             )
 
     kept = _write_video(path, networks, bundle, generated.latents[0], keep, on_decode)

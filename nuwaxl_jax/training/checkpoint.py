@@ -4,15 +4,14 @@
     <workdir>/<stage>/checkpoints/<step>/ state, ema, meta (step, data position, fingerprints, config)
 
 The EMA is an item of its own, so sampling reads it alone. Orbax does not notice a flipped byte in an array it restores;
-the fingerprint, computed before the save and after the restore, does: it is a sum of the array's words under odd weights
-modulo 2^32, so one changed element always changes it, and it does not depend on the sharding.
+the fingerprint, computed before the save and after the restore, does: it is a sum of the array's words under odd
+weights modulo 2^32, so one changed element always changes it, and it does not depend on the sharding.
 
 The only file that uses Orbax.
 """
 
 import json
 import os
-import tempfile
 from typing import Any
 
 from etils import epath
@@ -21,12 +20,13 @@ from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
+from nuwaxl_jax import files
 from nuwaxl_jax import partitioning
 from nuwaxl_jax.training import metrics
 from nuwaxl_jax.training import state as state_lib
 
-CONFIG_FILE = 'config.json'
-_FOLDER = 'checkpoints'
+CONFIG_FILE = "config.json"
+_FOLDER = "checkpoints"
 _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 
 
@@ -70,8 +70,10 @@ def _verify(tree: Any, saved: dict[str, int], where: str) -> None:
     found = fingerprints(tree)
     wrong = [name for name in sorted(set(found) | set(saved)) if found.get(name) != saved.get(name)]
     if wrong:
-        raise CheckpointError(f'{where}: {len(wrong)} of {len(found)} arrays are not what was saved, first {wrong[0]!r}: '
-                              'the files are damaged; delete this folder to resume from the step before it.')
+        raise CheckpointError(
+            f"{where}: {len(wrong)} of {len(found)} arrays are not what was saved, first {wrong[0]!r}: "
+            "the files are damaged; delete this folder to resume from the step before it."
+        )
 
 
 def _items(state: state_lib.TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -85,8 +87,9 @@ class Checkpointer:
 
     def __init__(self, directory: str, keep: int = 2):
         self.directory = os.path.abspath(directory)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True,
-                                               enable_async_checkpointing=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True
+        )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def latest_step(self) -> int | None:
@@ -109,17 +112,24 @@ class Checkpointer:
         if step in self._manager.all_steps():
             return
         item, ema = _items(state)
-        meta = dict(step=step, data=data, config=config, fingerprints=dict(state=fingerprints(item),
-                                                                          ema=fingerprints(ema)))
-        self._manager.save(step, force=True, args=ocp.args.Composite(
-            state=ocp.args.StandardSave(item), ema=ocp.args.StandardSave(ema), meta=ocp.args.JsonSave(meta)))
+        meta = dict(
+            step=step, data=data, config=config, fingerprints=dict(state=fingerprints(item), ema=fingerprints(ema))
+        )
+        self._manager.save(
+            step,
+            force=True,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(item), ema=ocp.args.StandardSave(ema), meta=ocp.args.JsonSave(meta)
+            ),
+        )
 
     def check(self) -> None:
         """Raises what a background save raised."""
         self._manager.check_for_errors()
 
-    def restore(self, abstract: state_lib.TrainState, step: int | None = None
-                ) -> tuple[state_lib.TrainState, dict[str, Any]]:
+    def restore(
+        self, abstract: state_lib.TrainState, step: int | None = None
+    ) -> tuple[state_lib.TrainState, dict[str, Any]]:
         """(state, meta) of `step` or the latest, laid out as `abstract` (ShapeDtypeStructs with shardings).
 
         Any mesh may restore what any other saved.
@@ -130,20 +140,30 @@ class Checkpointer:
         step = self.latest_step() if step is None else step
         where = os.path.join(self.directory, str(step))
         if step is None:
-            raise CheckpointError(f'{self.directory}: no complete checkpoint; train this stage first.')
+            raise CheckpointError(f"{self.directory}: no complete checkpoint; train this stage first.")
         item, ema = _items(abstract)
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(item), ema=ocp.args.StandardRestore(ema), meta=ocp.args.JsonRestore()))
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(item), ema=ocp.args.StandardRestore(ema), meta=ocp.args.JsonRestore()
+                ),
+            )
         except Exception as error:
-            raise CheckpointError(f'{where}: cannot be restored ({type(error).__name__}: {_line(error)}); if the config '
-                                  'is the one it was saved with, its files are damaged: delete this folder to resume '
-                                  'from the step before it.') from error
-        _verify(restored.state, restored.meta['fingerprints']['state'], where)
-        _verify(restored.ema, restored.meta['fingerprints']['ema'], where)
-        state = state_lib.TrainState(step=restored.state['step'], params=restored.state['params'],
-                                     ema_params=restored.ema['params'], opt_state=restored.state['opt_state'],
-                                     extra=restored.state.get('extra'))
+            raise CheckpointError(
+                f"{where}: cannot be restored ({type(error).__name__}: {_line(error)}); if the config "
+                "is the one it was saved with, its files are damaged: delete this folder to resume "
+                "from the step before it."
+            ) from error
+        _verify(restored.state, restored.meta["fingerprints"]["state"], where)
+        _verify(restored.ema, restored.meta["fingerprints"]["ema"], where)
+        state = state_lib.TrainState(
+            step=restored.state["step"],
+            params=restored.state["params"],
+            ema_params=restored.ema["params"],
+            opt_state=restored.state["opt_state"],
+            extra=restored.state.get("extra"),
+        )
         return state, restored.meta
 
     def wait(self) -> None:
@@ -158,8 +178,8 @@ class Checkpointer:
 
 
 def _line(error: BaseException) -> str:
-    text = ' '.join(str(error).split())
-    return text if len(text) < 300 else text[:300] + '...'
+    text = " ".join(str(error).split())
+    return text if len(text) < 300 else text[:300] + "..."
 
 
 def stage_directory(workdir: str, stage: str) -> str:
@@ -184,55 +204,59 @@ def restore_ema(workdir: str, stage: str, step: int | None = None) -> Any:
     """
     step = latest_step(workdir, stage) if step is None else step
     if step is None:
-        raise CheckpointError(f'{stage_directory(workdir, stage)}: no complete checkpoint; train stage {stage!r} first.')
+        raise CheckpointError(
+            f"{stage_directory(workdir, stage)}: no complete checkpoint; train stage {stage!r} first."
+        )
     where = os.path.join(stage_directory(workdir, stage), str(step))
-    path = epath.Path(where) / 'ema'
+    path = epath.Path(where) / "ema"
     try:
         # The handler alone: no devices, no barrier, so any process may read without the others.
         reader = ocp.PyTreeCheckpointHandler()
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).tree)
         tree = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-        with open(os.path.join(where, 'meta', 'metadata'), encoding='utf-8') as file:
+        with open(os.path.join(where, "meta", "metadata"), encoding="utf-8") as file:
             meta = json.load(file)
     except Exception as error:
-        raise CheckpointError(f'{where}: cannot be restored ({type(error).__name__}: {_line(error)}); its files are '
-                              'damaged: delete this folder to use the step before it.') from error
-    _verify(tree, meta['fingerprints']['ema'], where)
-    return tree['params']
+        raise CheckpointError(
+            f"{where}: cannot be restored ({type(error).__name__}: {_line(error)}); its files are "
+            "damaged: delete this folder to use the step before it."
+        ) from error
+    _verify(tree, meta["fingerprints"]["ema"], where)
+    return tree["params"]
 
 
 # Fields that may differ from those the workdir was made with: they change how long, how often, how fast or where, or
 # concern sampling alone.
-_FREE_FIELDS = ('num_steps', 'log_every', 'eval_every', 'sample_every', 'checkpoint_every', 'keep')
-_FREE_PREFIXES = ('name', 'train.stages', 'mesh.', 'sampler.', 'eval.', 'data.num_workers', 'data.num_threads',
-                  'data.prefetch', 'data.num_eval_episodes', 'hierarchy.chunk', 'hierarchy.microbatch',
-                  'hierarchy.overlap', 'hierarchy.strategy')
+_FREE_FIELDS = ("num_steps", "log_every", "eval_every", "sample_every", "checkpoint_every", "keep")
+_FREE_PREFIXES = (
+    "name",
+    "train.stages",
+    "mesh.",
+    "sampler.",
+    "eval.",
+    "data.num_workers",
+    "data.num_threads",
+    "data.prefetch",
+    "data.num_eval_episodes",
+    "hierarchy.chunk",
+    "hierarchy.microbatch",
+    "hierarchy.overlap",
+    "hierarchy.strategy",
+)
 
 
-def _flat(values: Any, prefix: str = '') -> dict[str, Any]:
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     out = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            out.update(_flat(value, f'{prefix}{key}.'))
+            out.update(_flat(value, f"{prefix}{key}."))
         else:
-            out[f'{prefix}{key}'] = value
+            out[f"{prefix}{key}"] = value
     return out
 
 
 def _is_free(name: str) -> bool:
-    return name.rsplit('.', 1)[-1] in _FREE_FIELDS or name.startswith(_FREE_PREFIXES)
-
-
-def write_json(path: str, values: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never a part."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix='.' + os.path.basename(path))
-    with os.fdopen(descriptor, 'w', encoding='utf-8') as file:
-        json.dump(values, file, indent=1, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
+    return name.rsplit(".", 1)[-1] in _FREE_FIELDS or name.startswith(_FREE_PREFIXES)
 
 
 def claim_workdir(workdir: str, config_json: str) -> None:
@@ -249,19 +273,24 @@ def claim_workdir(workdir: str, config_json: str) -> None:
     given = json.loads(config_json)
     if os.path.exists(path):
         try:
-            with open(path, encoding='utf-8') as file:
+            with open(path, encoding="utf-8") as file:
                 saved = json.load(file)
         except json.JSONDecodeError as error:
-            raise ValueError(f'{path} is not JSON ({error}); restore it, or choose a new workdir.') from error
+            raise ValueError(f"{path} is not JSON ({error}); restore it, or choose a new workdir.") from error
         old, new = _flat(saved), _flat(given)
-        missing = '(absent)'
-        wrong = [f'{name} {old.get(name, missing)!r} -> {new.get(name, missing)!r}' for name in sorted({*old, *new})
-                 if old.get(name, missing) != new.get(name, missing) and not _is_free(name)]
+        missing = "(absent)"
+        wrong = [
+            f"{name} {old.get(name, missing)!r} -> {new.get(name, missing)!r}"
+            for name in sorted({*old, *new})
+            if old.get(name, missing) != new.get(name, missing) and not _is_free(name)
+        ]
         if wrong:
-            raise ValueError(f'{workdir} was made with another config: ' + '; '.join(wrong) +
-                             '; use those values or a new workdir.')
+            raise ValueError(
+                f"{workdir} was made with another config: " + "; ".join(wrong) + "; use those values or a new workdir."
+            )
         if saved == given:
             return
     if jax.process_index() == 0:
-        write_json(path, given)
-        metrics.say(f'config: {path}')
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        files.write_json(path, given)
+        metrics.say(f"config: {path}")

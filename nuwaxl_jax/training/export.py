@@ -16,7 +16,9 @@ def is_trained(workdir: str) -> bool:
     """Whether `workdir` holds a checkpoint of a denoiser."""
     path = os.path.join(workdir, checkpoint.CONFIG_FILE)
     return os.path.isfile(path) and any(
-        checkpoint.latest_step(workdir, stage) is not None for stage in loop.stages(read_config(workdir)) if "denoiser" in stage
+        checkpoint.latest_step(workdir, stage) is not None
+        for stage in loop.stages(read_config(workdir))
+        if "denoiser" in stage
     )
 
 

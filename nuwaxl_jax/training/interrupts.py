@@ -29,8 +29,11 @@ class Interrupt:
         if self._told:
             raise SystemExit(128 + signum)
         self._told = True
-        print('stopping after this step; a checkpoint follows (a second signal stops at once)', file=sys.stderr,
-              flush=True)
+        print(
+            "stopping after this step; a checkpoint follows (a second signal stops at once)",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def asked(self) -> bool:
         """Whether to stop now. Every process must ask equally often: the count is what they agree on."""
@@ -42,7 +45,7 @@ class Interrupt:
     def leave_if_asked(self, where: str) -> None:
         """Exits with status 42 where nothing is left to save."""
         if self.asked():
-            metrics.say(f'{where}: interrupted before its first step; the same command resumes')
+            metrics.say(f"{where}: interrupted before its first step; the same command resumes")
             raise SystemExit(RESUME_ME)
 
 

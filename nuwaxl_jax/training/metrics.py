@@ -33,7 +33,7 @@ class FirstBadStep:
 
     step: jax.Array
 
-    def merge(self, other: 'FirstBadStep') -> 'FirstBadStep':
+    def merge(self, other: "FirstBadStep") -> "FirstBadStep":
         return FirstBadStep(jnp.minimum(self.step, other.step))
 
 
@@ -53,7 +53,7 @@ def merge(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 def to_host(values: dict[str, Any]) -> tuple[dict[str, float], int | None]:
     """Waits for the device and returns (means, first bad step or None). Averages of nothing are left out."""
     values = jax.device_get(values)
-    bad = values.get('first_bad_step')
+    bad = values.get("first_bad_step")
     means = {name: float(v.total / v.count) for name, v in values.items() if isinstance(v, Average) and v.count > 0}
     return means, int(bad.step) if bad is not None and bad.step != NEVER else None
 
@@ -66,14 +66,14 @@ def say(message: str) -> None:
 
 def parameter_table(params: Any, max_lines: int | None = None) -> str:
     """Names, shapes, sizes and shardings of a tree of arrays, and the total."""
-    return parameter_overview.get_parameter_overview(params, include_stats='sharding', max_lines=max_lines)
+    return parameter_overview.get_parameter_overview(params, include_stats="sharding", max_lines=max_lines)
 
 
 def gif(video: np.ndarray, fps: float = 8.0) -> bytes:
     """An animated GIF of uint8 [F, H, W, 3]."""
     frames = [Image.fromarray(frame) for frame in np.asarray(video)]
     buffer = io.BytesIO()
-    frames[0].save(buffer, format='GIF', save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
+    frames[0].save(buffer, format="GIF", save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
     return buffer.getvalue()
 
 
@@ -87,14 +87,14 @@ class MetricWriter:
         self._events = self._lines = None
         if jax.process_index() == 0:
             os.makedirs(directory, exist_ok=True)
-            self._lines = open(os.path.join(directory, 'metrics.jsonl'), 'a', encoding='utf-8')
+            self._lines = open(os.path.join(directory, "metrics.jsonl"), "a", encoding="utf-8")
             self._events = tensorboardX.SummaryWriter(directory, flush_secs=30)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Writes named numbers."""
         if self._lines is None:
             return
-        self._lines.write(json.dumps({'step': step, **{k: float(v) for k, v in values.items()}}) + '\n')
+        self._lines.write(json.dumps({"step": step, **{k: float(v) for k, v in values.items()}}) + "\n")
         self._lines.flush()
         for name, value in values.items():
             self._events.add_scalar(name, float(value), step)
@@ -110,13 +110,15 @@ class MetricWriter:
         for name, value in values.items():
             value = np.asarray(value)
             if value.dtype != np.uint8 or value.ndim not in (3, 4) or value.shape[-1] != 3:
-                raise ValueError(f'{name!r} is {value.dtype} {value.shape}; an image is uint8 [H, W, 3], a video uint8 '
-                                 '[F, H, W, 3].')
+                raise ValueError(
+                    f"{name!r} is {value.dtype} {value.shape}; an image is uint8 [H, W, 3], a video uint8 [F, H, W, 3]."
+                )
             if value.ndim == 3:
-                self._events.add_image(name, value, step, dataformats='HWC')
+                self._events.add_image(name, value, step, dataformats="HWC")
                 continue
-            image = summary_pb2.Summary.Image(height=value.shape[1], width=value.shape[2], colorspace=3,
-                                              encoded_image_string=gif(value, fps))
+            image = summary_pb2.Summary.Image(
+                height=value.shape[1], width=value.shape[2], colorspace=3, encoded_image_string=gif(value, fps)
+            )
             summary = summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=name, image=image)])
             self._events.file_writer.add_summary(summary, step)
 

@@ -18,20 +18,26 @@ import optax
 from nuwaxl_jax import partitioning
 
 # Leaves that are never decayed, whatever their shape.
-_NO_DECAY = re.compile(r'(^|/)(bias|scale|positions|[a-z_]*embed(ding)?s?)$')
+_NO_DECAY = re.compile(r"(^|/)(bias|scale|positions|[a-z_]*embed(ding)?s?)$")
 
 
-def make_schedule(*, learning_rate: float, num_steps: int, warmup_steps: int = 0, lr_schedule: str = 'cosine',
-                  min_lr_ratio: float = 0.0) -> optax.Schedule:
+def make_schedule(
+    *,
+    learning_rate: float,
+    num_steps: int,
+    warmup_steps: int = 0,
+    lr_schedule: str = "cosine",
+    min_lr_ratio: float = 0.0,
+) -> optax.Schedule:
     """step -> learning rate, see the module.
 
     Raises:
       ValueError: an unknown lr_schedule, or a ratio outside [0, 1].
     """
     if lr_schedule not in _DECAYS:
-        raise ValueError(f'lr_schedule {lr_schedule!r} is unknown; choose one of {sorted(_DECAYS)}.')
+        raise ValueError(f"lr_schedule {lr_schedule!r} is unknown; choose one of {sorted(_DECAYS)}.")
     if not 0 <= min_lr_ratio <= 1:
-        raise ValueError(f'min_lr_ratio is {min_lr_ratio}; it must lie in [0, 1].')
+        raise ValueError(f"min_lr_ratio is {min_lr_ratio}; it must lie in [0, 1].")
     decay = _DECAYS[lr_schedule]
 
     def schedule(step):
@@ -43,7 +49,7 @@ def make_schedule(*, learning_rate: float, num_steps: int, warmup_steps: int = 0
     return schedule
 
 
-def decay_mask(params: Any, no_decay: str = '') -> Any:
+def decay_mask(params: Any, no_decay: str = "") -> Any:
     """True for the leaves that weight decay shrinks: kernels of two or more dimensions.
 
     Biases, norm scales, embeddings, every vector, and paths in which the pattern `no_decay` occurs are left alone.
@@ -56,9 +62,19 @@ def decay_mask(params: Any, no_decay: str = '') -> Any:
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
-def make_optimizer(*, learning_rate: float, num_steps: int, warmup_steps: int = 0, lr_schedule: str = 'cosine',
-                   min_lr_ratio: float = 0.0, weight_decay: float = 0.0, b1: float = 0.9, b2: float = 0.999,
-                   grad_clip: float = 1.0, no_decay: str = '') -> optax.GradientTransformation:
+def make_optimizer(
+    *,
+    learning_rate: float,
+    num_steps: int,
+    warmup_steps: int = 0,
+    lr_schedule: str = "cosine",
+    min_lr_ratio: float = 0.0,
+    weight_decay: float = 0.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    grad_clip: float = 1.0,
+    no_decay: str = "",
+) -> optax.GradientTransformation:
     """AdamW after clipping by the global norm.
 
     Args:
@@ -76,10 +92,16 @@ def make_optimizer(*, learning_rate: float, num_steps: int, warmup_steps: int = 
     Raises:
       ValueError: as `make_schedule`.
     """
-    schedule = make_schedule(learning_rate=learning_rate, num_steps=num_steps, warmup_steps=warmup_steps,
-                             lr_schedule=lr_schedule, min_lr_ratio=min_lr_ratio)
-    adamw = optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay,
-                        mask=functools.partial(decay_mask, no_decay=no_decay))
+    schedule = make_schedule(
+        learning_rate=learning_rate,
+        num_steps=num_steps,
+        warmup_steps=warmup_steps,
+        lr_schedule=lr_schedule,
+        min_lr_ratio=min_lr_ratio,
+    )
+    adamw = optax.adamw(
+        schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=functools.partial(decay_mask, no_decay=no_decay)
+    )
     return optax.chain(optax.clip_by_global_norm(grad_clip), adamw) if grad_clip > 0 else adamw
 
 
@@ -95,6 +117,6 @@ def update_ema(ema: Any, params: Any, decay: jax.Array) -> Any:
 
 
 _DECAYS = {
-    'cosine': lambda progress, ratio: ratio + (1 - ratio) * 0.5 * (1 + jnp.cos(math.pi * progress)),
-    'constant': lambda progress, ratio: jnp.ones_like(progress),
+    "cosine": lambda progress, ratio: ratio + (1 - ratio) * 0.5 * (1 + jnp.cos(math.pi * progress)),
+    "constant": lambda progress, ratio: jnp.ones_like(progress),
 }

@@ -30,8 +30,12 @@ class TrainState:
 
 def _new(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
     # The copy keeps params and ema_params separate buffers: both are donated to the step.
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, ema_params=jax.tree.map(jnp.copy, params),
-                      opt_state=optimizer.init(params))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema_params=jax.tree.map(jnp.copy, params),
+        opt_state=optimizer.init(params),
+    )
 
 
 def abstract(task: Any, optimizer: optax.GradientTransformation, mesh: Mesh, min_size: int = 2**16) -> TrainState:
@@ -53,8 +57,15 @@ def shardings(state: TrainState) -> TrainState:
     return jax.tree.map(lambda leaf: leaf.sharding, state)
 
 
-def create(task: Any, optimizer: optax.GradientTransformation, key: jax.Array, mesh: Mesh | None = None, *,
-           params: Any = None, min_size: int = 2**16) -> TrainState:
+def create(
+    task: Any,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    mesh: Mesh | None = None,
+    *,
+    params: Any = None,
+    min_size: int = 2**16,
+) -> TrainState:
     """A new state, laid out over the mesh: no device ever holds more than its shard.
 
     Args:
@@ -73,9 +84,9 @@ def create(task: Any, optimizer: optax.GradientTransformation, key: jax.Array, m
     out = shardings(target)
     if params is None:
         # Hundreds of small random arrays, drawn once: code quality is worth nothing here, compile time is.
-        quick = {'xla_backend_optimization_level': 0}
+        quick = {"xla_backend_optimization_level": 0}
         return jax.jit(lambda k: _new(task.init(k), optimizer), out_shardings=out, compiler_options=quick)(key)
-    check_like(params, target.params, 'the parameters to start from')
+    check_like(params, target.params, "the parameters to start from")
     params = jax.tree.map(jax.device_put, params, out.params)
     return jax.jit(lambda p: _new(p, optimizer), out_shardings=out)(params)
 
@@ -86,5 +97,7 @@ def check_like(params: Any, target: Any, what: str) -> None:
     wanted = {partitioning.path_name(p): tuple(v.shape) for p, v in jax.tree_util.tree_leaves_with_path(target)}
     for name in sorted(set(given) | set(wanted)):
         if given.get(name) != wanted.get(name):
-            raise ValueError(f'{what}: {name!r} has shape {given.get(name, "(missing)")}, the model of this config '
-                             f'wants {wanted.get(name, "(nothing)")}; use the config those parameters were made with.')
+            raise ValueError(
+                f"{what}: {name!r} has shape {given.get(name, '(missing)')}, the model of this config "
+                f"wants {wanted.get(name, '(nothing)')}; use the config those parameters were made with."
+            )

@@ -35,8 +35,16 @@ def _split(batch: Any, parts: int, mesh: Mesh | None) -> Any:
     return jax.tree.map(one, batch)
 
 
-def gradients(task: Any, params: Any, frozen: Any, batch: dict[str, jax.Array], keys: jax.Array, *,
-              accumulate: int = 1, mesh: Mesh | None = None) -> tuple[jax.Array, Metrics, Any]:
+def gradients(
+    task: Any,
+    params: Any,
+    frozen: Any,
+    batch: dict[str, jax.Array],
+    keys: jax.Array,
+    *,
+    accumulate: int = 1,
+    mesh: Mesh | None = None,
+) -> tuple[jax.Array, Metrics, Any]:
     """(loss, metrics, gradient) of a batch, by a scan over `accumulate` equal micro-batches.
 
     Args:
@@ -56,13 +64,15 @@ def gradients(task: Any, params: Any, frozen: Any, batch: dict[str, jax.Array], 
         (loss, values), grads = value_and_grad(params, frozen, batch, keys)
         return loss, values, grads
     if keys.shape[0] % accumulate:
-        raise ValueError(f'accumulate is {accumulate}, which does not divide the batch of {keys.shape[0]}; choose a '
-                         'divisor of batch_size.')
+        raise ValueError(
+            f"accumulate is {accumulate}, which does not divide the batch of {keys.shape[0]}; choose a "
+            "divisor of batch_size."
+        )
     # As plain words: the check for key reuse takes the slices of a scan for one key.
     parts = _split(dict(batch=batch, keys=jax.random.key_data(keys)), accumulate, mesh)
 
     def body(carry, part):
-        (loss, values), grads = value_and_grad(params, frozen, part['batch'], jax.random.wrap_key_data(part['keys']))
+        (loss, values), grads = value_and_grad(params, frozen, part["batch"], jax.random.wrap_key_data(part["keys"]))
         return jax.tree.map(lambda total, g: total + g / accumulate, carry, (loss, grads)), values
 
     zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
@@ -71,9 +81,17 @@ def gradients(task: Any, params: Any, frozen: Any, batch: dict[str, jax.Array], 
     return loss, jax.tree.map(lambda v: jnp.sum(v, axis=0), values), grads
 
 
-def make_train_step(task: Any, optimizer: optax.GradientTransformation, *, ema_limit: float, accumulate: int = 1,
-                    schedule: optax.Schedule | None = None, mesh: Mesh | None = None, state: Any = None,
-                    frozen: Any = None) -> StepFn:
+def make_train_step(
+    task: Any,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_limit: float,
+    accumulate: int = 1,
+    schedule: optax.Schedule | None = None,
+    mesh: Mesh | None = None,
+    state: Any = None,
+    frozen: Any = None,
+) -> StepFn:
     """(state, frozen, batch, seed) -> (state, metrics), jitted, the state donated.
 
     Args:
@@ -101,19 +119,26 @@ def make_train_step(task: Any, optimizer: optax.GradientTransformation, *, ema_l
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
         values = dict(values)
-        values['loss'] = metrics.average(loss)
-        values['grad_norm'] = metrics.average(norm)
-        values['param_norm'] = metrics.average(optax.tree.norm(params))
+        values["loss"] = metrics.average(loss)
+        values["grad_norm"] = metrics.average(norm)
+        values["param_norm"] = metrics.average(optax.tree.norm(params))
         if schedule is not None:
-            values['learning_rate'] = metrics.average(schedule(state.step))
-        values['first_bad_step'] = metrics.FirstBadStep(jnp.where(good, metrics.NEVER, state.step + 1))
+            values["learning_rate"] = metrics.average(schedule(state.step))
+        values["first_bad_step"] = metrics.FirstBadStep(jnp.where(good, metrics.NEVER, state.step + 1))
         return state.replace(step=state.step + 1, params=params, ema_params=ema, opt_state=opt_state), values
 
     if mesh is None:
         return jax.jit(step, donate_argnums=0)
     layout = state_lib.shardings(state)
     everywhere = partitioning.replicate(mesh)
-    return jax.jit(step, donate_argnums=0,
-                   in_shardings=(layout, jax.tree.map(lambda x: x.sharding, frozen),
-                                 partitioning.batch_sharding(mesh), everywhere),
-                   out_shardings=(layout, everywhere))
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(
+            layout,
+            jax.tree.map(lambda x: x.sharding, frozen),
+            partitioning.batch_sharding(mesh),
+            everywhere,
+        ),
+        out_shardings=(layout, everywhere),
+    )

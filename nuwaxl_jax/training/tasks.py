@@ -74,17 +74,17 @@ class VAETask:
     temporal: bool
     recon: str
     kl_weight: float
-    stage: str = 'vae'
-    fields: tuple[str, ...] = ('frames',)
+    stage: str = "vae"
+    fields: tuple[str, ...] = ("frames",)
 
     def __post_init__(self):
         if self.recon not in RECONSTRUCTIONS:
-            raise ValueError(f'vae.loss is {self.recon!r}; choose one of {sorted(RECONSTRUCTIONS)}.')
+            raise ValueError(f"vae.loss is {self.recon!r}; choose one of {sorted(RECONSTRUCTIONS)}.")
 
     @property
     def no_decay(self) -> str:
         """Temporal layers have no gradient in image training, and must stay the identity."""
-        return '' if self.temporal else r'temporal'
+        return "" if self.temporal else r"temporal"
 
     def init(self, key: jax.Array) -> Any:
         """The whole T-KLVAE's tree, temporal layers included."""
@@ -93,7 +93,7 @@ class VAETask:
     def loss(self, params: Any, frozen: Any, batch: Batch, keys: jax.Array) -> Loss:
         """batch: frames uint8 [B, l, H, W, 3]. Metrics: recon, kl, psnr (dB of pixels in [-1, 1], mean over clips)."""
         del frozen
-        video = networks_lib.to_float(batch['frames'])  # [B, l, H, W, 3]
+        video = networks_lib.to_float(batch["frames"])  # [B, l, H, W, 3]
         mean, logvar = self.networks.encode(params, video, temporal=self.temporal)
         z = mean + jnp.exp(0.5 * logvar) * _normal(keys, mean.shape[1:])
         error = self.networks.decode(params, z, temporal=self.temporal).astype(jnp.float32) - video
@@ -130,21 +130,21 @@ class DenoiserTask:
 
     networks: networks_lib.Networks
     depth: int
-    handover: str = 'latent'
+    handover: str = "latent"
     loss_on_given: bool = True
-    weighting: str = 'uniform'
+    weighting: str = "uniform"
     min_snr_gamma: float = 5.0
     caption_dropout: float = 0.0
     unconditional_prob: float = 0.0
     first_only_prob: float = 0.0
     cond_noise: float = 0.0
     per_frame: bool = True
-    stage: str = 'denoiser'
-    fields: tuple[str, ...] = ('frames', 'tokens', 'level')
-    no_decay: str = ''
+    stage: str = "denoiser"
+    fields: tuple[str, ...] = ("frames", "tokens", "level")
+    no_decay: str = ""
 
     def __post_init__(self):
-        if self.handover not in ('latent', 'pixel'):
+        if self.handover not in ("latent", "pixel"):
             raise ValueError(f"hierarchy.handover is {self.handover!r}; choose 'latent' or 'pixel'.")
 
     def init(self, key: jax.Array) -> Any:
@@ -153,9 +153,9 @@ class DenoiserTask:
 
     def encode(self, frozen: Any, video: jax.Array, keys: jax.Array) -> jax.Array:
         """Float pixels [B, L, H, W, 3] to a scaled posterior sample [B, L, h, w, c]; no gradient."""
-        mean, logvar = self.networks.encode(frozen['vae'], video, temporal=True)
+        mean, logvar = self.networks.encode(frozen["vae"], video, temporal=True)
         z = mean + jnp.exp(0.5 * logvar) * _normal(keys, mean.shape[1:])
-        return jax.lax.stop_gradient((z - frozen['latent_shift']) * frozen['latent_scale'])
+        return jax.lax.stop_gradient((z - frozen["latent_shift"]) * frozen["latent_scale"])
 
     def given_frames(self, level: jax.Array, length: int, keys: jax.Array) -> jax.Array:
         """1.0 where a frame is given, float32 [B, L]."""
@@ -170,7 +170,7 @@ class DenoiserTask:
         """cond [B, L, h, w, c] for the mask [B, L, 1, 1, 1]."""
         encode_keys, noise_keys = _split(keys, 2)
         # Masked pixels are grey: 0 in [-1, 1].
-        cond = mask * x0 if self.handover == 'latent' else self.encode(frozen, video * mask, encode_keys)
+        cond = mask * x0 if self.handover == "latent" else self.encode(frozen, video * mask, encode_keys)
         if self.cond_noise > 0:
             cond = cond + mask * self.cond_noise * _normal(noise_keys, x0.shape[1:])
         return cond
@@ -188,29 +188,29 @@ class DenoiserTask:
         Metrics: mse (without the weight w(t)), mse_level_<k> over the clips of level k.
         """
         encode_keys, given_keys, cond_keys, caption_keys, time_keys, noise_keys = _split(keys, 6)
-        video = networks_lib.to_float(batch['frames'])
-        level = batch['level']
+        video = networks_lib.to_float(batch["frames"])
+        level = batch["level"]
         diffusion = self.networks.diffusion
         x0 = self.encode(frozen, video, encode_keys)  # [B, L, h, w, c]
         given = self.given_frames(level, x0.shape[1], given_keys)  # [B, L]
         mask = given[:, :, None, None, None]
         cond = self.condition(frozen, video, x0, mask, cond_keys)
         cond_mask = jnp.broadcast_to(mask, (*x0.shape[:-1], 1))
-        text = self.networks.text_states(params['text'], self.drop_captions(batch['tokens'], caption_keys))
+        text = self.networks.text_states(params["text"], self.drop_captions(batch["tokens"], caption_keys))
         t = jax.vmap(lambda key: jax.random.randint(key, (), 0, diffusion.num_timesteps))(time_keys)  # [B]
         eps = _normal(noise_keys, x0.shape[1:])
         prediction = self.networks.denoise(params, diffusion.q_sample(x0, t, eps), t, text, cond, cond_mask, level)
         weights = None if self.loss_on_given else 1.0 - given
-        loss, mse = losses.denoising_loss(diffusion, prediction, x0, eps, t, weighting=self.weighting,
-                                          gamma=self.min_snr_gamma, frame_weights=weights)  # [B], [B]
-        values = {'mse': metrics.average(mse)}
+        loss, mse = losses.denoising_loss(
+            diffusion, prediction, x0, eps, t, weighting=self.weighting, gamma=self.min_snr_gamma, frame_weights=weights
+        )  # [B], [B]
+        values = {"mse": metrics.average(mse)}
         for k in range(self.depth):
-            values[f'mse_level_{k}'] = metrics.average(mse, level == k)
+            values[f"mse_level_{k}"] = metrics.average(mse, level == k)
         return jnp.mean(loss), values
 
 
-def latent_moments(networks: networks_lib.Networks, vae_params: Any, frames: jax.Array
-                   ) -> tuple[jax.Array, jax.Array]:
+def latent_moments(networks: networks_lib.Networks, vae_params: Any, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Per-channel mean and mean square of the latents of one batch, float32 [c] each.
 
     The posterior's own variance counts: E[z^2] = mean^2 + exp(logvar), so no sample is drawn.
@@ -222,22 +222,31 @@ def latent_moments(networks: networks_lib.Networks, vae_params: Any, frames: jax
 
 def build(config: ml_collections.ConfigDict, stage: str) -> Task:
     """The task of a stage: 'image_vae', 'vae', 'denoiser' or 'denoiser_<level>'."""
-    section = stage if stage in config.train else 'denoiser'
+    section = stage if stage in config.train else "denoiser"
     networks = networks_lib.build(config, config.train[section].dtype)
-    if section in ('image_vae', 'vae'):
-        return VAETask(networks, temporal=section == 'vae', recon=config.vae.loss, kl_weight=config.vae.kl_weight,
-                       stage=stage)
+    if section in ("image_vae", "vae"):
+        return VAETask(
+            networks, temporal=section == "vae", recon=config.vae.loss, kl_weight=config.vae.kl_weight, stage=stage
+        )
     process = config.diffusion
     return DenoiserTask(
-        networks, depth=config.hierarchy.depth, handover=config.hierarchy.handover,
-        loss_on_given=process.loss_on_given, weighting=process.weighting, min_snr_gamma=process.min_snr_gamma,
-        caption_dropout=process.caption_dropout, unconditional_prob=process.unconditional_prob,
-        first_only_prob=process.first_only_prob, cond_noise=process.cond_noise, per_frame=config.text.per_frame,
-        stage=stage)
+        networks,
+        depth=config.hierarchy.depth,
+        handover=config.hierarchy.handover,
+        loss_on_given=process.loss_on_given,
+        weighting=process.weighting,
+        min_snr_gamma=process.min_snr_gamma,
+        caption_dropout=process.caption_dropout,
+        unconditional_prob=process.unconditional_prob,
+        first_only_prob=process.first_only_prob,
+        cond_noise=process.cond_noise,
+        per_frame=config.text.per_frame,
+        stage=stage,
+    )
 
 
 RECONSTRUCTIONS = {
-    'l1': jnp.abs,
-    'l2': jnp.square,
-    'l1+l2': lambda error: jnp.abs(error) + jnp.square(error),
+    "l1": jnp.abs,
+    "l2": jnp.square,
+    "l1+l2": lambda error: jnp.abs(error) + jnp.square(error),
 }

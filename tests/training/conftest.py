@@ -14,21 +14,21 @@ from nuwaxl_jax.training import metrics
 class LinearTask:
     """y = x W + b, regressed on a noisy target; the noise of an example comes from its own key."""
 
-    stage = 'linear'
-    fields = ('x', 'y')
-    no_decay = ''
+    stage = "linear"
+    fields = ("x", "y")
+    no_decay = ""
 
     def __init__(self, noise=0.1):
         self.noise = noise
 
     def init(self, key):
-        return {'dense': {'kernel': jax.random.normal(key, (8, 16)), 'bias': jnp.zeros(16)}}
+        return {"dense": {"kernel": jax.random.normal(key, (8, 16)), "bias": jnp.zeros(16)}}
 
     def loss(self, params, frozen, batch, keys):
         noise = jax.vmap(lambda key: jax.random.normal(key, (16,)))(keys)
-        out = batch['x'] @ params['dense']['kernel'] + params['dense']['bias']
-        error = jnp.mean(jnp.square(out * frozen['scale'] - batch['y'] - self.noise * noise), axis=-1)  # [B]
-        return jnp.mean(error), {'mse': metrics.average(error), 'even': metrics.average(error, batch['y'][:, 0] > 0)}
+        out = batch["x"] @ params["dense"]["kernel"] + params["dense"]["bias"]
+        error = jnp.mean(jnp.square(out * frozen["scale"] - batch["y"] - self.noise * noise), axis=-1)  # [B]
+        return jnp.mean(error), {"mse": metrics.average(error), "even": metrics.average(error, batch["y"][:, 0] > 0)}
 
 
 class Numbers:
@@ -42,19 +42,21 @@ class Numbers:
 
     def __next__(self):
         rng = np.random.default_rng(self.position)
-        batch = {'x': rng.normal(size=(self.size, 8)).astype(np.float32),
-                 'y': rng.normal(size=(self.size, 16)).astype(np.float32),
-                 'episode': np.arange(self.size) + 100 * self.position}
+        batch = {
+            "x": rng.normal(size=(self.size, 8)).astype(np.float32),
+            "y": rng.normal(size=(self.size, 16)).astype(np.float32),
+            "episode": np.arange(self.size) + 100 * self.position,
+        }
         if self.bad is not None and self.position >= self.bad:
-            batch['x'][0, 0] = np.inf
+            batch["x"][0, 0] = np.inf
         self.position += 1
         return batch
 
     def get_state(self):
-        return {'next_batch': self.position}
+        return {"next_batch": self.position}
 
     def set_state(self, state):
-        self.position = state['next_batch']
+        self.position = state["next_batch"]
 
     def close(self):
         pass
@@ -62,14 +64,28 @@ class Numbers:
 
 def settings(**overrides):
     """config.train.<stage> of the linear task."""
-    fields = dict(batch_size=8, num_steps=10, learning_rate=1e-2, warmup_steps=2, lr_schedule='cosine',
-                  min_lr_ratio=0.1, weight_decay=0.01, b1=0.9, b2=0.99, grad_clip=1.0, ema_decay=0.9, accumulate=1,
-                  log_every=5, sample_every=0, checkpoint_every=5, keep=3)
+    fields = dict(
+        batch_size=8,
+        num_steps=10,
+        learning_rate=1e-2,
+        warmup_steps=2,
+        lr_schedule="cosine",
+        min_lr_ratio=0.1,
+        weight_decay=0.01,
+        b1=0.9,
+        b2=0.99,
+        grad_clip=1.0,
+        ema_decay=0.9,
+        accumulate=1,
+        log_every=5,
+        sample_every=0,
+        checkpoint_every=5,
+        keep=3,
+    )
     return ml_collections.ConfigDict({**fields, **overrides})
 
 
 @pytest.fixture
 def linear():
     """LinearTask, Numbers, settings and the frozen tree."""
-    return types.SimpleNamespace(Task=LinearTask, Numbers=Numbers, settings=settings,
-                                 frozen={'scale': np.float32(1.0)})
+    return types.SimpleNamespace(Task=LinearTask, Numbers=Numbers, settings=settings, frozen={"scale": np.float32(1.0)})

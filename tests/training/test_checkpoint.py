@@ -25,14 +25,14 @@ def _state(linear, mesh, step=3):
 def _save(linear, workdir, mesh=None, step=3):
     mesh = mesh or partitioning.make_mesh(fsdp=4)
     state, abstract = _state(linear, mesh, step)
-    saver = checkpoint.Checkpointer(checkpoint.stage_directory(workdir, 'linear'))
-    saver.save(state, data={'next_batch': 3}, config={'seed': 5})
+    saver = checkpoint.Checkpointer(checkpoint.stage_directory(workdir, "linear"))
+    saver.save(state, data={"next_batch": 3}, config={"seed": 5})
     saver.close()
     return state, abstract
 
 
 def _restore(workdir, abstract):
-    saver = checkpoint.Checkpointer(checkpoint.stage_directory(workdir, 'linear'))
+    saver = checkpoint.Checkpointer(checkpoint.stage_directory(workdir, "linear"))
     try:
         return saver.restore(abstract)
     finally:
@@ -44,28 +44,28 @@ def _equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
 
 
-@pytest.mark.parametrize('sizes', [dict(), dict(fsdp=8), dict(fsdp=2, model=2)])
+@pytest.mark.parametrize("sizes", [dict(), dict(fsdp=8), dict(fsdp=2, model=2)])
 def test_any_mesh_restores_what_another_saved(linear, tmp_path, sizes):
     state, _ = _save(linear, tmp_path)
     mesh = partitioning.make_mesh(**sizes)
     _, abstract = _state(linear, mesh)
     restored, meta = _restore(tmp_path, abstract)
     _equal(restored, state)
-    assert meta['step'] == 3 and meta['data'] == {'next_batch': 3} and meta['config'] == {'seed': 5}
-    kernel = restored.params['dense']['kernel']
-    assert kernel.sharding == abstract.params['dense']['kernel'].sharding
+    assert meta["step"] == 3 and meta["data"] == {"next_batch": 3} and meta["config"] == {"seed": 5}
+    kernel = restored.params["dense"]["kernel"]
+    assert kernel.sharding == abstract.params["dense"]["kernel"].sharding
     assert kernel.sharding.is_fully_replicated == (sizes == {})
 
 
 def test_ema_alone_as_numpy(linear, tmp_path):
     state, _ = _save(linear, tmp_path)
-    tree = checkpoint.restore_ema(tmp_path, 'linear')
+    tree = checkpoint.restore_ema(tmp_path, "linear")
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(tree))
     _equal(tree, jax.device_get(state.ema_params))
 
 
 def test_only_the_newest_are_kept_and_a_saved_step_is_left(linear, tmp_path):
-    directory = checkpoint.stage_directory(tmp_path, 'linear')
+    directory = checkpoint.stage_directory(tmp_path, "linear")
     saver = checkpoint.Checkpointer(directory, keep=2)
     state, _ = _state(linear, partitioning.make_mesh(), step=0)
     for _ in range(4):
@@ -74,23 +74,21 @@ def test_only_the_newest_are_kept_and_a_saved_step_is_left(linear, tmp_path):
         saver.save(state, data=None, config={})
     saver.close()
     assert sorted(int(name) for name in os.listdir(directory)) == [3, 4]
-    assert checkpoint.latest_step(tmp_path, 'linear') == 4
-
-
+    assert checkpoint.latest_step(tmp_path, "linear") == 4
 
 
 def _data_files(workdir, item):
     """The files that hold arrays, or indices of where they are."""
-    folder = pathlib.Path(checkpoint.stage_directory(workdir, 'linear')) / '3' / item
-    return [path for path in folder.rglob('*') if path.is_file() and path.parent.name == 'd']
+    folder = pathlib.Path(checkpoint.stage_directory(workdir, "linear")) / "3" / item
+    return [path for path in folder.rglob("*") if path.is_file() and path.parent.name == "d"]
 
 
 # A read that fails leaves callbacks of Orbax's other reads behind, on an event loop that is closed.
-_LEFT_BEHIND = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+_LEFT_BEHIND = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @_LEFT_BEHIND
-@pytest.mark.parametrize('item', ['state', 'ema'])
+@pytest.mark.parametrize("item", ["state", "ema"])
 def test_a_flipped_byte_is_never_silent(linear, tmp_path, item):
     saved, abstract = _save(linear, tmp_path)
     noticed = 0
@@ -103,7 +101,7 @@ def test_a_flipped_byte_is_never_silent(linear, tmp_path, item):
             try:
                 state, _ = _restore(tmp_path, abstract)
             except checkpoint.CheckpointError as error:
-                assert '/3: ' in str(error) and 'delete this folder' in str(error)
+                assert "/3: " in str(error) and "delete this folder" in str(error)
                 noticed += 1
             else:  # nothing reads that byte
                 _equal(state, saved)
@@ -113,86 +111,102 @@ def test_a_flipped_byte_is_never_silent(linear, tmp_path, item):
 
 def test_a_changed_number_that_orbax_does_not_notice_is_noticed(linear, tmp_path):
     _, abstract = _save(linear, tmp_path)
-    meta = pathlib.Path(checkpoint.stage_directory(tmp_path, 'linear')) / '3' / 'meta' / 'metadata'
+    meta = pathlib.Path(checkpoint.stage_directory(tmp_path, "linear")) / "3" / "meta" / "metadata"
     values = json.loads(meta.read_text())
-    values['fingerprints']['ema']['params/dense/bias'] ^= 1
+    values["fingerprints"]["ema"]["params/dense/bias"] ^= 1
     meta.write_text(json.dumps(values))
     with pytest.raises(checkpoint.CheckpointError, match="1 of 2 arrays .* first 'params/dense/bias'"):
         _restore(tmp_path, abstract)
     with pytest.raises(checkpoint.CheckpointError, match="1 of 2 arrays .* first 'params/dense/bias'"):
-        checkpoint.restore_ema(tmp_path, 'linear')
+        checkpoint.restore_ema(tmp_path, "linear")
 
 
 @_LEFT_BEHIND
-@pytest.mark.parametrize('damage', [lambda path: path.write_bytes(path.read_bytes()[:-40]), lambda path: path.unlink()])
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(path.read_bytes()[:-40]), lambda path: path.unlink()])
 def test_truncated_and_missing_files_are_refused(linear, tmp_path, damage):
     _, abstract = _save(linear, tmp_path)
-    for path in _data_files(tmp_path, 'ema'):
+    for path in _data_files(tmp_path, "ema"):
         damage(path)
-    with pytest.raises(checkpoint.CheckpointError, match='linear/checkpoints/3: cannot be restored'):
+    with pytest.raises(checkpoint.CheckpointError, match="linear/checkpoints/3: cannot be restored"):
         _restore(tmp_path, abstract)
-    with pytest.raises(checkpoint.CheckpointError, match='linear/checkpoints/3: cannot be restored'):
-        checkpoint.restore_ema(tmp_path, 'linear')
+    with pytest.raises(checkpoint.CheckpointError, match="linear/checkpoints/3: cannot be restored"):
+        checkpoint.restore_ema(tmp_path, "linear")
 
 
 @_LEFT_BEHIND
 def test_a_stage_without_checkpoint_says_so(tmp_path, linear):
     with pytest.raises(checkpoint.CheckpointError, match="no complete checkpoint; train stage 'vae' first"):
-        checkpoint.restore_ema(tmp_path, 'vae')
-    assert checkpoint.latest_step(tmp_path, 'vae') is None
+        checkpoint.restore_ema(tmp_path, "vae")
+    assert checkpoint.latest_step(tmp_path, "vae") is None
     assert not os.listdir(tmp_path)  # asking creates nothing
     _, abstract = _state(linear, partitioning.make_mesh())
-    with pytest.raises(checkpoint.CheckpointError, match='no complete checkpoint'):
+    with pytest.raises(checkpoint.CheckpointError, match="no complete checkpoint"):
         _restore(tmp_path, abstract)
 
 
 @_LEFT_BEHIND
 def test_a_model_of_another_shape_is_refused(linear, tmp_path):
     _, abstract = _save(linear, tmp_path)
-    wider = jax.tree.map(lambda s: jax.ShapeDtypeStruct((*s.shape[:-1], 32), s.dtype, sharding=s.sharding)
-                         if s.shape and s.shape[-1] == 16 else s, abstract)
-    with pytest.raises(checkpoint.CheckpointError, match='if the config is the one it was saved with'):
+    wider = jax.tree.map(
+        lambda s: (
+            jax.ShapeDtypeStruct((*s.shape[:-1], 32), s.dtype, sharding=s.sharding)
+            if s.shape and s.shape[-1] == 16
+            else s
+        ),
+        abstract,
+    )
+    with pytest.raises(checkpoint.CheckpointError, match="if the config is the one it was saved with"):
         _restore(tmp_path, wider)
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'int32', 'uint8', 'bool', 'float16'])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool", "float16"])
 def test_fingerprint_sees_one_element_and_a_swap_but_not_the_sharding(dtype):
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.integers(0, 2 if dtype == 'bool' else 100, (8, 16)), dtype)
+    x = jnp.asarray(rng.integers(0, 2 if dtype == "bool" else 100, (8, 16)), dtype)
     mesh = partitioning.make_mesh(fsdp=4, model=2)
-    base = checkpoint.fingerprints({'x': x})
-    for spec in (('fsdp',), (None, 'fsdp'), ('model', 'fsdp'), (('fsdp', 'model'),), ()):
+    base = checkpoint.fingerprints({"x": x})
+    for spec in (("fsdp",), (None, "fsdp"), ("model", "fsdp"), (("fsdp", "model"),), ()):
         placed = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec)))
-        assert checkpoint.fingerprints({'x': placed}) == base
-    assert checkpoint.fingerprints({'x': np.asarray(x)}) == base
+        assert checkpoint.fingerprints({"x": placed}) == base
+    assert checkpoint.fingerprints({"x": np.asarray(x)}) == base
     for place in [(0, 0), (7, 15), (3, 8)]:
         other = np.array(x)
-        other[place] = ~other[place] if dtype == 'bool' else other[place] + 1
-        assert checkpoint.fingerprints({'x': other}) != base
+        other[place] = ~other[place] if dtype == "bool" else other[place] + 1
+        assert checkpoint.fingerprints({"x": other}) != base
     swapped = np.array(x)
     i, j = next((i, i + 1) for i in range(15) if swapped[0, i] != swapped[0, i + 1])
     swapped[0, [i, j]] = swapped[0, [j, i]]
-    assert checkpoint.fingerprints({'x': swapped}) != base
+    assert checkpoint.fingerprints({"x": swapped}) != base
 
 
 def _config(**overrides):
-    return {'seed': 0, 'name': 'a', 'unet': {'channels': 8}, 'mesh': {'fsdp': 1}, 'sampler': {'eta': 0.0},
-            'train': {'vae': {'num_steps': 5, 'learning_rate': 0.1, 'keep': 2, 'log_every': 1}}, **overrides}
+    return {
+        "seed": 0,
+        "name": "a",
+        "unet": {"channels": 8},
+        "mesh": {"fsdp": 1},
+        "sampler": {"eta": 0.0},
+        "train": {"vae": {"num_steps": 5, "learning_rate": 0.1, "keep": 2, "log_every": 1}},
+        **overrides,
+    }
 
 
 def test_workdir_of_another_config_lists_what_differs(tmp_path):
     checkpoint.claim_workdir(tmp_path, json.dumps(_config()))
-    train = {'vae': {'num_steps': 5, 'learning_rate': 0.2, 'keep': 2, 'log_every': 1}}
-    with pytest.raises(ValueError, match=r'another config: seed 0 -> 1; train.vae.learning_rate 0.1 -> 0.2; unet.width '
-                                         r"'\(absent\)' -> 4; use those"):
-        checkpoint.claim_workdir(tmp_path, json.dumps(_config(seed=1, train=train, unet={'channels': 8, 'width': 4})))
-    assert json.loads((tmp_path / 'config.json').read_text()) == _config()  # untouched
+    train = {"vae": {"num_steps": 5, "learning_rate": 0.2, "keep": 2, "log_every": 1}}
+    with pytest.raises(
+        ValueError,
+        match=r"another config: seed 0 -> 1; train.vae.learning_rate 0.1 -> 0.2; unet.width "
+        r"'\(absent\)' -> 4; use those",
+    ):
+        checkpoint.claim_workdir(tmp_path, json.dumps(_config(seed=1, train=train, unet={"channels": 8, "width": 4})))
+    assert json.loads((tmp_path / "config.json").read_text()) == _config()  # untouched
 
 
 def test_lengths_cadences_mesh_and_sampling_may_change(tmp_path):
     checkpoint.claim_workdir(tmp_path, json.dumps(_config()))
-    train = {'vae': {'num_steps': 9, 'learning_rate': 0.1, 'keep': 1, 'log_every': 3}}
-    new = _config(train=train, mesh={'fsdp': 4}, sampler={'eta': 1.0}, name='b')
+    train = {"vae": {"num_steps": 9, "learning_rate": 0.1, "keep": 1, "log_every": 3}}
+    new = _config(train=train, mesh={"fsdp": 4}, sampler={"eta": 1.0}, name="b")
     checkpoint.claim_workdir(tmp_path, json.dumps(new))
-    assert json.loads((tmp_path / 'config.json').read_text()) == new
-    assert os.listdir(tmp_path) == ['config.json']  # no temporary file stays
+    assert json.loads((tmp_path / "config.json").read_text()) == new
+    assert os.listdir(tmp_path) == ["config.json"]  # no temporary file stays

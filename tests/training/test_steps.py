@@ -22,8 +22,9 @@ def _run(linear, *, mesh=None, accumulate=1, count=3, size=16, params=None, min_
     mesh = mesh or partitioning.make_mesh(devices=jax.devices()[:1])
     state = state_lib.create(task, optimizer, jax.random.key(3), mesh, params=params, min_size=min_size)
     frozen = jax.device_put(linear.frozen, partitioning.replicate(mesh))
-    step = steps.make_train_step(task, optimizer, ema_limit=0.9, accumulate=accumulate, mesh=mesh, state=state,
-                                 frozen=frozen)
+    step = steps.make_train_step(
+        task, optimizer, ema_limit=0.9, accumulate=accumulate, mesh=mesh, state=state, frozen=frozen
+    )
     iterator, total = linear.Numbers(size), None
     for _ in range(count):
         batch = next(iterator)
@@ -35,11 +36,12 @@ def _run(linear, *, mesh=None, accumulate=1, count=3, size=16, params=None, min_
 
 def _close(a, b, rtol):
     # atol: biases near zero after a few steps.
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-6), jax.device_get(a),
-                 jax.device_get(b))
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-6), jax.device_get(a), jax.device_get(b)
+    )
 
 
-@pytest.mark.parametrize('accumulate', [2, 4])
+@pytest.mark.parametrize("accumulate", [2, 4])
 def test_accumulation_equals_the_whole_batch(linear, accumulate):
     whole, whole_metrics = _run(linear)
     parts, parts_metrics = _run(linear, accumulate=accumulate)
@@ -48,12 +50,12 @@ def test_accumulation_equals_the_whole_batch(linear, accumulate):
 
 
 def test_accumulation_that_does_not_divide_is_refused(linear):
-    with pytest.raises(ValueError, match='accumulate is 3, which does not divide the batch of 16'):
+    with pytest.raises(ValueError, match="accumulate is 3, which does not divide the batch of 16"):
         _run(linear, accumulate=3)
 
 
-@pytest.mark.parametrize('sizes', [dict(), dict(fsdp=8), dict(fsdp=4, model=2), dict(data=2, fsdp=4)])
-@pytest.mark.parametrize('accumulate', [1, 2])
+@pytest.mark.parametrize("sizes", [dict(), dict(fsdp=8), dict(fsdp=4, model=2), dict(data=2, fsdp=4)])
+@pytest.mark.parametrize("accumulate", [1, 2])
 def test_devices_change_nothing(linear, sizes, accumulate):
     one, one_metrics = _run(linear)
     many, many_metrics = _run(linear, mesh=partitioning.make_mesh(**sizes), accumulate=accumulate)
@@ -71,7 +73,7 @@ def test_noise_of_an_example_is_its_own_and_changes_with_the_step(linear):
         state, out = state_lib.create(task, optimizer, jax.random.key(0)), []
         for _ in range(3):
             state, values = step(state, linear.frozen, batch, np.uint32(seed))
-            out.append(metrics.to_host(values)[0]['loss'])
+            out.append(metrics.to_host(values)[0]["loss"])
         return out
 
     assert losses(1) == losses(1)
@@ -80,39 +82,43 @@ def test_noise_of_an_example_is_its_own_and_changes_with_the_step(linear):
 
 def test_state_is_sharded_with_its_moments_and_stays_so(linear):
     state, _ = _run(linear, mesh=partitioning.make_mesh(fsdp=8))
-    spec = jax.sharding.PartitionSpec(None, 'fsdp')
+    spec = jax.sharding.PartitionSpec(None, "fsdp")
     moments = state.opt_state[1][0]
     for tree in (state.params, state.ema_params, moments.mu, moments.nu):
-        assert tree['dense']['kernel'].sharding.spec == spec
-        assert tree['dense']['kernel'].addressable_shards[0].data.shape == (8, 2)
+        assert tree["dense"]["kernel"].sharding.spec == spec
+        assert tree["dense"]["kernel"].addressable_shards[0].data.shape == (8, 2)
     assert state.step.sharding.is_fully_replicated
 
 
 def test_starting_parameters_are_used_for_both_trees(linear):
-    start = {'dense': {'kernel': np.full((8, 16), 2.0, np.float32), 'bias': np.zeros(16, np.float32)}}
+    start = {"dense": {"kernel": np.full((8, 16), 2.0, np.float32), "bias": np.zeros(16, np.float32)}}
     state, _ = _run(linear, count=1, params=start)
     # After one step the EMA (decay 0.1) is 0.1 * start + 0.9 * params.
-    expected = 0.1 * start['dense']['kernel'] + 0.9 * np.asarray(state.params['dense']['kernel'])
-    np.testing.assert_allclose(state.ema_params['dense']['kernel'], expected, rtol=1e-5)
+    expected = 0.1 * start["dense"]["kernel"] + 0.9 * np.asarray(state.params["dense"]["kernel"])
+    np.testing.assert_allclose(state.ema_params["dense"]["kernel"], expected, rtol=1e-5)
 
 
 def test_starting_parameters_of_another_shape_are_refused(linear):
-    start = {'dense': {'kernel': np.zeros((8, 17), np.float32), 'bias': np.zeros(16, np.float32)}}
-    with pytest.raises(ValueError, match=r"'dense/kernel' has shape \(8, 17\), the model of this config wants \(8, 16\)"):
+    start = {"dense": {"kernel": np.zeros((8, 17), np.float32), "bias": np.zeros(16, np.float32)}}
+    with pytest.raises(
+        ValueError, match=r"'dense/kernel' has shape \(8, 17\), the model of this config wants \(8, 16\)"
+    ):
         _run(linear, params=start)
 
 
 def test_averages_are_means_over_all_examples_not_over_steps():
-    first = {'m': metrics.average(jnp.array([1.0, 3.0]), jnp.array([True, False]))}
-    second = {'m': metrics.average(jnp.array([5.0, 6.0]), jnp.array([True, True]))}
+    first = {"m": metrics.average(jnp.array([1.0, 3.0]), jnp.array([True, False]))}
+    second = {"m": metrics.average(jnp.array([5.0, 6.0]), jnp.array([True, True]))}
     means, bad = metrics.to_host(metrics.merge(first, second))
-    assert means['m'] == pytest.approx(4.0) and bad is None
+    assert means["m"] == pytest.approx(4.0) and bad is None
 
 
 def test_average_of_nothing_is_left_out_and_masked_nan_does_not_count():
-    values = {'empty': metrics.average(jnp.array([1.0]), jnp.array([False])),
-              'masked': metrics.average(jnp.array([jnp.nan, 2.0]), jnp.array([False, True]))}
-    assert metrics.to_host(values)[0] == {'masked': 2.0}
+    values = {
+        "empty": metrics.average(jnp.array([1.0]), jnp.array([False])),
+        "masked": metrics.average(jnp.array([jnp.nan, 2.0]), jnp.array([False, True])),
+    }
+    assert metrics.to_host(values)[0] == {"masked": 2.0}
 
 
 def test_first_bad_step_survives_merging(linear):

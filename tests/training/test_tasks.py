@@ -8,9 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nuwaxl_jax import partitioning
 from nuwaxl_jax.diffusion import gaussian
+from nuwaxl_jax.training import checkpoint
+from nuwaxl_jax.training import interrupts
 from nuwaxl_jax.training import loop
 from nuwaxl_jax.training import metrics
+from nuwaxl_jax.training import state as state_lib
+from nuwaxl_jax.training import steps
 from nuwaxl_jax.training import tasks
 
 B, L, SIDE, N = 6, 5, 4, 3
@@ -21,16 +26,16 @@ class FakeNetworks:
     """The latent is the picture itself plus 1, without noise; the denoiser answers `answer(**inputs)` or x_t."""
 
     def __init__(self, answer=None, logvar=-30.0):
-        self.diffusion = gaussian.GaussianDiffusion.create(schedule='cosine', num_timesteps=10, prediction='x0')
+        self.diffusion = gaussian.GaussianDiffusion.create(schedule="cosine", num_timesteps=10, prediction="x0")
         self.answer, self.logvar, self.seen = answer, logvar, {}
 
     def encode(self, params, frames, temporal=True):
-        self.seen['temporal'] = temporal
-        return frames * params['gain'] + 1.0, jnp.full(frames.shape, self.logvar)
+        self.seen["temporal"] = temporal
+        return frames * params["gain"] + 1.0, jnp.full(frames.shape, self.logvar)
 
     def decode(self, params, z, temporal=True):
         del temporal
-        return (z - 1.0) / params['gain'] + params['offset']
+        return (z - 1.0) / params["gain"] + params["offset"]
 
     def text_states(self, params, tokens):
         del params
@@ -38,7 +43,7 @@ class FakeNetworks:
 
     def denoise(self, params, x_t, t, text, cond, cond_mask, level):
         self.seen.update(x_t=x_t, t=t, text=text, cond=cond, cond_mask=cond_mask, level=level)
-        return x_t * params['gain'] if self.answer is None else self.answer(**self.seen)
+        return x_t * params["gain"] if self.answer is None else self.answer(**self.seen)
 
     def null_tokens(self):
         return NULL
@@ -46,14 +51,19 @@ class FakeNetworks:
 
 def _batch(level=1):
     rng = np.random.default_rng(0)
-    return {'frames': jnp.asarray(rng.integers(0, 256, (B, L, SIDE, SIDE, 3)), jnp.uint8),
-            'tokens': jnp.asarray(rng.integers(3, 9, (B, L, N)), jnp.int32),
-            'level': jnp.full(B, level, jnp.int32)}
+    return {
+        "frames": jnp.asarray(rng.integers(0, 256, (B, L, SIDE, SIDE, 3)), jnp.uint8),
+        "tokens": jnp.asarray(rng.integers(3, 9, (B, L, N)), jnp.int32),
+        "level": jnp.full(B, level, jnp.int32),
+    }
 
 
-FROZEN = {'vae': {'gain': 1.0, 'offset': 0.0}, 'latent_shift': jnp.array([1.0, 0.0, 2.0]),
-          'latent_scale': jnp.array([1.0, 2.0, 0.5])}
-PARAMS = {'gain': 1.0, 'text': None}
+FROZEN = {
+    "vae": {"gain": 1.0, "offset": 0.0},
+    "latent_shift": jnp.array([1.0, 0.0, 2.0]),
+    "latent_scale": jnp.array([1.0, 2.0, 0.5]),
+}
+PARAMS = {"gain": 1.0, "text": None}
 
 
 def _keys(count=B, seed=0):
@@ -61,42 +71,42 @@ def _keys(count=B, seed=0):
 
 
 def _pixels(batch):
-    return np.asarray(batch['frames'], np.float32) / 127.5 - 1
+    return np.asarray(batch["frames"], np.float32) / 127.5 - 1
 
 
 def _x0(batch):
     return (_pixels(batch) + 1.0 - np.array([1.0, 0.0, 2.0])) * np.array([1.0, 2.0, 0.5])
 
 
-@pytest.mark.parametrize('recon, expected', [('l1', 0.5), ('l2', 0.25), ('l1+l2', 0.75)])
-@pytest.mark.parametrize('temporal', [True, False])
+@pytest.mark.parametrize("recon, expected", [("l1", 0.5), ("l2", 0.25), ("l1+l2", 0.75)])
+@pytest.mark.parametrize("temporal", [True, False])
 def test_vae_loss_is_mean_reconstruction_and_mean_kl(recon, expected, temporal):
     networks = FakeNetworks(logvar=-30.0)
     task = tasks.VAETask(networks, temporal=temporal, recon=recon, kl_weight=0.01)
     batch = _batch()
-    loss, values = task.loss({'gain': 1.0, 'offset': 0.5}, {}, batch, _keys())
+    loss, values = task.loss({"gain": 1.0, "offset": 0.5}, {}, batch, _keys())
     mean = _pixels(batch) + 1.0
     kl = np.mean(0.5 * (mean**2 + np.exp(-30.0) - 1 + 30.0))
     assert loss == pytest.approx(expected + 0.01 * kl, rel=1e-5)
     host, _ = metrics.to_host(values)
-    assert host['recon'] == pytest.approx(expected, rel=1e-5)
-    assert host['kl'] == pytest.approx(kl, rel=1e-5)
-    assert host['psnr'] == pytest.approx(10 * np.log10(4 / 0.25), rel=1e-4)  # pixels span 2
-    assert networks.seen['temporal'] is temporal
-    assert (task.no_decay == '') is temporal  # image training leaves temporal layers at the identity
+    assert host["recon"] == pytest.approx(expected, rel=1e-5)
+    assert host["kl"] == pytest.approx(kl, rel=1e-5)
+    assert host["psnr"] == pytest.approx(10 * np.log10(4 / 0.25), rel=1e-4)  # pixels span 2
+    assert networks.seen["temporal"] is temporal
+    assert (task.no_decay == "") is temporal  # image training leaves temporal layers at the identity
 
 
 def test_unknown_reconstruction_and_handover_are_refused():
     with pytest.raises(ValueError, match="vae.loss is 'lpips'; choose one of"):
-        tasks.VAETask(FakeNetworks(), temporal=True, recon='lpips', kl_weight=0.0)
+        tasks.VAETask(FakeNetworks(), temporal=True, recon="lpips", kl_weight=0.0)
     with pytest.raises(ValueError, match="hierarchy.handover is 'video'"):
-        tasks.DenoiserTask(FakeNetworks(), depth=3, handover='video')
+        tasks.DenoiserTask(FakeNetworks(), depth=3, handover="video")
 
 
 def test_vae_samples_the_posterior_with_each_examples_key():
-    task = tasks.VAETask(FakeNetworks(logvar=0.0), temporal=True, recon='l2', kl_weight=0.0)
-    big = {'frames': jnp.zeros((4, L, 32, 32, 3), jnp.uint8)}
-    loss, _ = task.loss({'gain': 1.0, 'offset': 0.0}, {}, big, _keys(4))
+    task = tasks.VAETask(FakeNetworks(logvar=0.0), temporal=True, recon="l2", kl_weight=0.0)
+    big = {"frames": jnp.zeros((4, L, 32, 32, 3), jnp.uint8)}
+    loss, _ = task.loss({"gain": 1.0, "offset": 0.0}, {}, big, _keys(4))
     assert loss == pytest.approx(1.0, rel=0.02)  # the noise's own variance comes back as error
 
 
@@ -122,7 +132,7 @@ def test_latent_handover_gives_the_clean_scaled_latents_of_given_frames():
     networks, batch = FakeNetworks(), _batch()
     tasks.DenoiserTask(networks, depth=3).loss(PARAMS, FROZEN, batch, _keys())
     x0 = _x0(batch)
-    cond, mask = np.asarray(networks.seen['cond']), np.asarray(networks.seen['cond_mask'])
+    cond, mask = np.asarray(networks.seen["cond"]), np.asarray(networks.seen["cond_mask"])
     assert mask.shape == (B, L, SIDE, SIDE, 1)
     np.testing.assert_array_equal(mask[:, [0, -1]], 1)
     np.testing.assert_array_equal(mask[:, 1:-1], 0)
@@ -132,8 +142,8 @@ def test_latent_handover_gives_the_clean_scaled_latents_of_given_frames():
 
 def test_pixel_handover_encodes_the_masked_video():
     networks, batch = FakeNetworks(), _batch()
-    tasks.DenoiserTask(networks, depth=3, handover='pixel').loss(PARAMS, FROZEN, batch, _keys())
-    cond = np.asarray(networks.seen['cond'])
+    tasks.DenoiserTask(networks, depth=3, handover="pixel").loss(PARAMS, FROZEN, batch, _keys())
+    cond = np.asarray(networks.seen["cond"])
     np.testing.assert_allclose(cond[:, [0, -1]], _x0(batch)[:, [0, -1]], atol=1e-5)
     grey = (1.0 - np.array([1.0, 0.0, 2.0])) * np.array([1.0, 2.0, 0.5])  # the encoding of grey, scaled
     np.testing.assert_allclose(cond[:, 1:-1], np.broadcast_to(grey, cond[:, 1:-1].shape), atol=1e-5)
@@ -142,9 +152,9 @@ def test_pixel_handover_encodes_the_masked_video():
 def test_noise_on_the_condition_touches_given_frames_alone():
     networks, batch = FakeNetworks(), _batch()
     tasks.DenoiserTask(networks, depth=3, cond_noise=0.5).loss(PARAMS, FROZEN, batch, _keys())
-    difference = np.asarray(networks.seen['cond'])[:, [0, -1]] - _x0(batch)[:, [0, -1]]
+    difference = np.asarray(networks.seen["cond"])[:, [0, -1]] - _x0(batch)[:, [0, -1]]
     assert difference.std() == pytest.approx(0.5, rel=0.1)
-    np.testing.assert_array_equal(np.asarray(networks.seen['cond'])[:, 1:-1], 0)
+    np.testing.assert_array_equal(np.asarray(networks.seen["cond"])[:, 1:-1], 0)
 
 
 def test_every_frame_keeps_its_prompt_and_dropped_clips_lose_all():
@@ -166,13 +176,13 @@ def test_a_perfect_prediction_has_no_loss_and_noise_is_what_q_sample_adds():
     loss, values = tasks.DenoiserTask(networks, depth=3).loss(PARAMS, FROZEN, batch, _keys())
     assert loss == pytest.approx(0.0, abs=1e-9)
     seen = networks.seen
-    eps = networks.diffusion.to_eps(seen['x_t'], seen['t'], x0)
+    eps = networks.diffusion.to_eps(seen["x_t"], seen["t"], x0)
     assert np.asarray(eps).std() == pytest.approx(1.0, rel=0.1)
-    assert ((seen['t'] >= 0) & (seen['t'] < 10)).all() and len(np.unique(seen['t'])) > 1
-    assert metrics.to_host(values)[0]['mse'] == pytest.approx(0.0, abs=1e-9)
+    assert ((seen["t"] >= 0) & (seen["t"] < 10)).all() and len(np.unique(seen["t"])) > 1
+    assert metrics.to_host(values)[0]["mse"] == pytest.approx(0.0, abs=1e-9)
 
 
-@pytest.mark.parametrize('on_given, expected', [(True, 2 / 5), (False, 0.0)])
+@pytest.mark.parametrize("on_given, expected", [(True, 2 / 5), (False, 0.0)])
 def test_loss_on_given_frames_can_be_left_out(on_given, expected):
     batch = _batch()
     x0 = jnp.asarray(_x0(batch), jnp.float32)
@@ -189,10 +199,10 @@ def test_metrics_of_a_level_are_means_over_its_clips_and_absent_levels_are_left_
     networks = FakeNetworks(answer=lambda **_: x0 + error)
     _, values = tasks.DenoiserTask(networks, depth=3).loss(PARAMS, FROZEN, batch, _keys())
     host, _ = metrics.to_host(values)
-    assert host['mse_level_0'] == pytest.approx(5.0, rel=1e-5)
-    assert host['mse_level_2'] == pytest.approx(4.0, rel=1e-5)
-    assert 'mse_level_1' not in host
-    assert host['mse'] == pytest.approx((1 + 9 + 16) / 6, rel=1e-5)
+    assert host["mse_level_0"] == pytest.approx(5.0, rel=1e-5)
+    assert host["mse_level_2"] == pytest.approx(4.0, rel=1e-5)
+    assert "mse_level_1" not in host
+    assert host["mse"] == pytest.approx((1 + 9 + 16) / 6, rel=1e-5)
 
 
 def test_no_example_depends_on_its_neighbours():
@@ -206,57 +216,94 @@ def test_no_example_depends_on_its_neighbours():
         return dict(task.networks.seen)
 
     whole, part = seen(np.arange(B)), seen(order)
-    for name in ('x_t', 't', 'text', 'cond', 'cond_mask'):
+    for name in ("x_t", "t", "text", "cond", "cond_mask"):
         np.testing.assert_array_equal(np.asarray(whole[name])[order], part[name])
 
 
 def test_latent_moments_count_the_posteriors_own_variance():
     networks = FakeNetworks(logvar=float(np.log(0.25)))
     video = jnp.asarray(_pixels(_batch()))
-    mean, square = tasks.latent_moments(networks, {'gain': 1.0}, video)
+    mean, square = tasks.latent_moments(networks, {"gain": 1.0}, video)
     z = np.asarray(video) + 1.0
     np.testing.assert_allclose(mean, z.mean(axis=(0, 1, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(square - mean**2, z.var(axis=(0, 1, 2, 3)) + 0.25, rtol=1e-4)
 
 
 def _tiny():
-    path = pathlib.Path(__file__).parents[2] / 'configs' / 'toons.py'
-    spec = importlib.util.spec_from_file_location('toons_presets', path)
+    path = pathlib.Path(__file__).parents[2] / "configs" / "toons.py"
+    spec = importlib.util.spec_from_file_location("toons_presets", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config('tiny')
+    return module.get_config("tiny")
 
 
 def test_build_reads_the_config():
     config = _tiny()
     config.diffusion.first_only_prob = 0.125
-    config.train.denoiser.dtype = 'bfloat16'
-    image, video, denoiser = (tasks.build(config, stage) for stage in ('image_vae', 'vae', 'denoiser_2'))
-    assert not image.temporal and video.temporal and image.fields == ('frames',)
-    assert denoiser.stage == 'denoiser_2' and denoiser.first_only_prob == 0.125
+    config.train.denoiser.dtype = "bfloat16"
+    image, video, denoiser = (tasks.build(config, stage) for stage in ("image_vae", "vae", "denoiser_2"))
+    assert not image.temporal and video.temporal and image.fields == ("frames",)
+    assert denoiser.stage == "denoiser_2" and denoiser.first_only_prob == 0.125
     assert denoiser.networks.unet.dtype == jnp.bfloat16 and image.networks.vae.dtype == jnp.float32
 
 
 def test_stages_of_shared_and_separate_weights():
     config = _tiny()
-    assert loop.stages(config) == ('image_vae', 'vae', 'denoiser')
-    config.mtd.weights = 'per_level'
-    assert loop.stages(config) == ('image_vae', 'vae', 'denoiser_0', 'denoiser_1', 'denoiser_2')
-    assert [loop.section_of(stage) for stage in loop.stages(config)][2:] == ['denoiser'] * 3
+    assert loop.stages(config) == ("image_vae", "vae", "denoiser")
+    config.mtd.weights = "per_level"
+    assert loop.stages(config) == ("image_vae", "vae", "denoiser_0", "denoiser_1", "denoiser_2")
+    assert [loop.section_of(stage) for stage in loop.stages(config)][2:] == ["denoiser"] * 3
+
+
+def _eight():
+    """The tiny preset with batches that eight devices share."""
+    config = _tiny()
+    for stage in config.train.stages:
+        config.train[stage].batch_size = 8
+    return config
+
+
+@pytest.mark.slow
+def test_the_real_denoiser_trains_alike_on_one_and_eight_devices():
+    task = tasks.build(_tiny(), "denoiser")
+    optimizer, _ = loop.optimizer_of(_tiny().train.denoiser)
+    rng = np.random.default_rng(0)
+    batch = {
+        "frames": rng.integers(0, 256, (8, 4, 16, 16, 3), dtype=np.uint8),
+        "tokens": rng.integers(3, 60, (8, 4, 20)).astype(np.int32),
+        "level": np.arange(8, dtype=np.int32) % 3,
+    }
+    frozen = {
+        "vae": jax.jit(task.networks.init_vae)(jax.random.key(1)),
+        "latent_shift": np.zeros(4, np.float32),
+        "latent_scale": np.ones(4, np.float32),
+    }
+    params = jax.device_get(jax.jit(task.init)(jax.random.key(2)))
+    results = []
+    for devices, sizes in ((1, {}), (8, {}), (8, dict(fsdp=4, model=2))):
+        mesh = partitioning.make_mesh(**sizes, devices=jax.devices()[:devices])
+        state = state_lib.create(task, optimizer, jax.random.key(0), mesh, params=params, min_size=256)
+        on_mesh = jax.device_put(frozen, partitioning.replicate(mesh))
+        step = steps.make_train_step(task, optimizer, ema_limit=0.9, mesh=mesh, state=state, frozen=on_mesh)
+        total = None
+        for _ in range(2):
+            state, values = step(state, on_mesh, partitioning.put_batch(batch, mesh), np.uint32(5))
+            total = values if total is None else metrics.merge(total, values)
+        results.append(metrics.to_host(total)[0])
+    sharded = [leaf for leaf in jax.tree.leaves(state.params) if not leaf.sharding.is_fully_replicated]
+    assert len(sharded) > 20
+    for other in results[1:]:
+        assert other == pytest.approx(results[0], rel=1e-5)
 
 
 @pytest.mark.slow
 def test_the_real_stages_resume_to_the_same_bytes(tmp_path, capsys):
     """Every stage of the tiny preset: the whole run, and one stopped within each stage."""
-    from nuwaxl_jax.training import checkpoint
-    from nuwaxl_jax.training import interrupts
-
-    loop.train(_tiny(), str(tmp_path / 'a'))
+    loop.train(_eight(), str(tmp_path / "a"))
     stops = iter([3, 5, 2])
     done = False
 
     class StopOnce(interrupts.Interrupt):
-
         def __init__(self):
             super().__init__()
             self.left = next(stops, None)
@@ -268,20 +315,20 @@ def test_the_real_stages_resume_to_the_same_bytes(tmp_path, capsys):
             return self.left <= 0
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interrupts, 'Interrupt', StopOnce)
+        patch.setattr(interrupts, "Interrupt", StopOnce)
         while not done:
             try:
-                loop.train(_tiny(), str(tmp_path / 'b'))
+                loop.train(_eight(), str(tmp_path / "b"))
                 done = True
             except SystemExit as left:
                 assert left.code == 42
-    for stage in ('image_vae', 'vae', 'denoiser'):
-        a, b = (checkpoint.restore_ema(tmp_path / run, stage) for run in 'ab')
+    for stage in ("image_vae", "vae", "denoiser"):
+        a, b = (checkpoint.restore_ema(tmp_path / run, stage) for run in "ab")
         jax.tree.map(np.testing.assert_array_equal, a, b)
     capsys.readouterr()
-    loop.train(_tiny(), str(tmp_path / 'b'))
-    assert capsys.readouterr().out.count('skipped') == 3
-    other = _tiny()
+    loop.train(_eight(), str(tmp_path / "b"))
+    assert capsys.readouterr().out.count("skipped") == 3
+    other = _eight()
     other.unet.channels = 16
-    with pytest.raises(ValueError, match='another config: unet.channels 8 -> 16'):
-        loop.train(other, str(tmp_path / 'b'))
+    with pytest.raises(ValueError, match="another config: unet.channels 8 -> 16"):
+        loop.train(other, str(tmp_path / "b"))

@@ -24,10 +24,19 @@ def _sha(state):
 
 def _train(linear, workdir, *, iterator=None, mesh=None, interrupt=None, hooks=None, params=None, **settings):
     """The final state of a stage of the linear task."""
-    return loop.run_stage(linear.Task(), linear.frozen, iterator or linear.Numbers(), linear.settings(**settings),
-                          os.path.join(workdir, 'linear'), mesh=mesh or partitioning.make_mesh(fsdp=2), seed=11,
-                          config={'seed': 11}, interrupt=interrupt or interrupts.Interrupt(), params=params,
-                          hooks=hooks)
+    return loop.run_stage(
+        linear.Task(),
+        linear.frozen,
+        iterator or linear.Numbers(),
+        linear.settings(**settings),
+        os.path.join(workdir, "linear"),
+        mesh=mesh or partitioning.make_mesh(fsdp=2),
+        seed=11,
+        config={"seed": 11},
+        interrupt=interrupt or interrupts.Interrupt(),
+        params=params,
+        hooks=hooks,
+    )
 
 
 class StopAfter(interrupts.Interrupt):
@@ -42,33 +51,33 @@ class StopAfter(interrupts.Interrupt):
         return self.left == 0
 
 
-@pytest.mark.parametrize('stop', [1, 7, 10])
+@pytest.mark.parametrize("stop", [1, 7, 10])
 def test_resume_equals_never_stopping(linear, tmp_path, stop, capsys):
-    whole = _train(linear, tmp_path / 'a', num_steps=20)
+    whole = _train(linear, tmp_path / "a", num_steps=20)
     with pytest.raises(SystemExit) as left:
-        _train(linear, tmp_path / 'b', num_steps=20, interrupt=StopAfter(stop))
+        _train(linear, tmp_path / "b", num_steps=20, interrupt=StopAfter(stop))
     assert left.value.code == 42
-    assert checkpoint.latest_step(tmp_path / 'b', 'linear') == stop
-    resumed = _train(linear, tmp_path / 'b', num_steps=20)
+    assert checkpoint.latest_step(tmp_path / "b", "linear") == stop
+    resumed = _train(linear, tmp_path / "b", num_steps=20)
     assert int(resumed.step) == 20
     assert _sha(resumed) == _sha(whole)
     out = capsys.readouterr().out
-    assert f'interrupted at step {stop}; saved' in out
-    assert f'restored step {stop}, parameters, EMA, optimiser and data position, from {tmp_path}/b/linear' in out
+    assert f"interrupted at step {stop}; saved" in out
+    assert f"restored step {stop}, parameters, EMA, optimiser and data position, from {tmp_path}/b/linear" in out
 
 
 def test_a_longer_num_steps_goes_on_from_the_end(linear, tmp_path):
-    constant = dict(lr_schedule='constant')
-    whole = _train(linear, tmp_path / 'a', num_steps=9, **constant)
-    _train(linear, tmp_path / 'b', num_steps=4, **constant)
-    assert _sha(_train(linear, tmp_path / 'b', num_steps=9, **constant)) == _sha(whole)
+    constant = dict(lr_schedule="constant")
+    whole = _train(linear, tmp_path / "a", num_steps=9, **constant)
+    _train(linear, tmp_path / "b", num_steps=4, **constant)
+    assert _sha(_train(linear, tmp_path / "b", num_steps=9, **constant)) == _sha(whole)
 
 
 def test_resume_on_another_mesh_continues_the_same_run(linear, tmp_path):
-    whole = _train(linear, tmp_path / 'a', num_steps=8)
+    whole = _train(linear, tmp_path / "a", num_steps=8)
     with pytest.raises(SystemExit):
-        _train(linear, tmp_path / 'b', num_steps=8, interrupt=StopAfter(4))
-    resumed = _train(linear, tmp_path / 'b', num_steps=8, mesh=partitioning.make_mesh())
+        _train(linear, tmp_path / "b", num_steps=8, interrupt=StopAfter(4))
+    resumed = _train(linear, tmp_path / "b", num_steps=8, mesh=partitioning.make_mesh())
     for a, b in zip(jax.tree.leaves(jax.device_get(whole)), jax.tree.leaves(jax.device_get(resumed))):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
@@ -83,82 +92,82 @@ def test_a_signal_saves_and_leaves_with_42(linear, tmp_path, capsys):
 
     before = signal.getsignal(signal.SIGTERM)
     with interrupts.catch() as interrupt, pytest.raises(SystemExit) as left:
-        _train(linear, tmp_path, num_steps=50, interrupt=interrupt, hooks={'eval': kill}, eval_every=1)
+        _train(linear, tmp_path, num_steps=50, interrupt=interrupt, hooks={"eval": kill}, eval_every=1)
     assert left.value.code == 42
-    assert checkpoint.latest_step(tmp_path, 'linear') == 3
+    assert checkpoint.latest_step(tmp_path, "linear") == 3
     assert signal.getsignal(signal.SIGTERM) == before
-    assert 'a checkpoint follows' in capsys.readouterr().err
+    assert "a checkpoint follows" in capsys.readouterr().err
 
 
 def test_told_to_stop_before_the_first_step(linear, tmp_path):
     with pytest.raises(SystemExit) as left:
         _train(linear, tmp_path, interrupt=StopAfter(0))
     assert left.value.code == 42
-    assert checkpoint.latest_step(tmp_path, 'linear') is None
+    assert checkpoint.latest_step(tmp_path, "linear") is None
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_saves_nothing_bad(linear, tmp_path):
     bad = linear.Numbers(bad=6)
-    with pytest.raises(FloatingPointError, match=r'not finite at step 7 \(episodes \[600, 601, .*learning_rate'):
+    with pytest.raises(FloatingPointError, match=r"not finite at step 7 \(episodes \[600, 601, .*learning_rate"):
         _train(linear, tmp_path, iterator=bad, num_steps=20, log_every=20, checkpoint_every=5)
-    assert checkpoint.latest_step(tmp_path, 'linear') == 5
-    assert np.isfinite(checkpoint.restore_ema(tmp_path, 'linear')['dense']['kernel']).all()
+    assert checkpoint.latest_step(tmp_path, "linear") == 5
+    assert np.isfinite(checkpoint.restore_ema(tmp_path, "linear")["dense"]["kernel"]).all()
 
 
 def test_one_transfer_a_log_interval(linear, tmp_path, monkeypatch):
     asked = []
     real = loop.metrics.to_host
-    monkeypatch.setattr(loop.metrics, 'to_host', lambda values: asked.append(1) or real(values))
+    monkeypatch.setattr(loop.metrics, "to_host", lambda values: asked.append(1) or real(values))
     _train(linear, tmp_path, num_steps=12, log_every=6, checkpoint_every=12)
     assert len(asked) == 2
 
 
 def test_log_files_hold_means_of_each_interval(linear, tmp_path):
     _train(linear, tmp_path, num_steps=10, log_every=5)
-    lines = [json.loads(line) for line in (tmp_path / 'linear' / 'metrics.jsonl').read_text().splitlines()]
-    assert [line['step'] for line in lines] == [5, 10]
-    assert {'loss', 'mse', 'even', 'grad_norm', 'param_norm', 'learning_rate', 'steps_per_second'} <= set(lines[0])
-    assert lines[0]['loss'] == pytest.approx(lines[0]['mse'], rel=1e-6)
+    lines = [json.loads(line) for line in (tmp_path / "linear" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [5, 10]
+    assert {"loss", "mse", "even", "grad_norm", "param_norm", "learning_rate", "steps_per_second"} <= set(lines[0])
+    assert lines[0]["loss"] == pytest.approx(lines[0]["mse"], rel=1e-6)
 
 
 def test_hooks_run_at_their_cadence_and_at_the_end(linear, tmp_path):
     seen = []
 
     def evaluate(stage, state, frozen, step):
-        seen.append((stage, int(state.step), step, float(frozen['scale'])))
-        return {'valid': step / 2}
+        seen.append((stage, int(state.step), step, float(frozen["scale"])))
+        return {"valid": step / 2}
 
     def sample(stage, state, frozen, step):
         del stage, state, frozen, step
-        return {'film': np.zeros((2, 4, 4, 3), np.uint8)}
+        return {"film": np.zeros((2, 4, 4, 3), np.uint8)}
 
-    _train(linear, tmp_path, num_steps=7, hooks={'eval': evaluate, 'sample': sample}, eval_every=3)
-    assert seen == [('linear', 3, 3, 1.0), ('linear', 6, 6, 1.0), ('linear', 7, 7, 1.0)]
-    lines = [json.loads(line) for line in (tmp_path / 'linear' / 'metrics.jsonl').read_text().splitlines()]
-    assert [line['valid'] for line in lines if 'valid' in line] == [1.5, 3.0, 3.5]
+    _train(linear, tmp_path, num_steps=7, hooks={"eval": evaluate, "sample": sample}, eval_every=3)
+    assert seen == [("linear", 3, 3, 1.0), ("linear", 6, 6, 1.0), ("linear", 7, 7, 1.0)]
+    lines = [json.loads(line) for line in (tmp_path / "linear" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["valid"] for line in lines if "valid" in line] == [1.5, 3.0, 3.5]
 
 
 def test_starting_parameters_count_for_a_new_run_alone(linear, tmp_path):
-    start = {'dense': {'kernel': np.full((8, 16), 3.0, np.float32), 'bias': np.zeros(16, np.float32)}}
+    start = {"dense": {"kernel": np.full((8, 16), 3.0, np.float32), "bias": np.zeros(16, np.float32)}}
     first = _train(linear, tmp_path, num_steps=1, params=lambda: start, learning_rate=1e-6)
-    np.testing.assert_allclose(first.params['dense']['kernel'], 3.0, atol=1e-4)
+    np.testing.assert_allclose(first.params["dense"]["kernel"], 3.0, atol=1e-4)
 
     def never():
-        raise AssertionError('a resumed run must not ask for starting parameters')
+        raise AssertionError("a resumed run must not ask for starting parameters")
 
     _train(linear, tmp_path, num_steps=2, params=never)
 
 
 def test_batch_that_the_mesh_does_not_divide_is_refused(linear, tmp_path):
-    with pytest.raises(ValueError, match='train.linear.batch_size / accumulate is 4, which mesh.data'):
+    with pytest.raises(ValueError, match="train.linear.batch_size / accumulate is 4, which mesh.data"):
         _train(linear, tmp_path, accumulate=2, mesh=partitioning.make_mesh())
 
 
 def test_an_error_of_a_background_save_is_raised(linear, tmp_path, monkeypatch):
 
     def fail(self):
-        raise OSError('disk full')
+        raise OSError("disk full")
 
-    monkeypatch.setattr(loop.checkpoint.Checkpointer, 'check', fail)
-    with pytest.raises(OSError, match='disk full'):
+    monkeypatch.setattr(loop.checkpoint.Checkpointer, "check", fail)
+    with pytest.raises(OSError, match="disk full"):
         _train(linear, tmp_path)

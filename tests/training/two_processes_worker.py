@@ -11,16 +11,16 @@ import jax
 
 
 def main(index: int, port: str, workdir: str, num_steps: int, kill_at: int) -> None:
-    jax.config.update('jax_num_cpu_devices', 2)
-    jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-    jax.distributed.initialize(f'localhost:{port}', 2, index)
+    jax.config.update("jax_num_cpu_devices", 2)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"localhost:{port}", 2, index)
     from nuwaxl_jax import partitioning
     from nuwaxl_jax.training import checkpoint
     from nuwaxl_jax.training import interrupts
     from nuwaxl_jax.training import loop
 
-    path = pathlib.Path(__file__).parent / 'conftest.py'
-    spec = importlib.util.spec_from_file_location('linear_conftest', path)
+    path = pathlib.Path(__file__).parent / "conftest.py"
+    spec = importlib.util.spec_from_file_location("linear_conftest", path)
     linear = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(linear)
 
@@ -29,7 +29,7 @@ def main(index: int, port: str, workdir: str, num_steps: int, kill_at: int) -> N
 
         def __next__(self):
             batch = super().__next__()
-            return {name: value[4 * index:4 * (index + 1)] for name, value in batch.items()}
+            return {name: value[4 * index : 4 * (index + 1)] for name, value in batch.items()}
 
     def kill(stage, state, frozen, step):
         del stage, state, frozen
@@ -39,13 +39,21 @@ def main(index: int, port: str, workdir: str, num_steps: int, kill_at: int) -> N
         return {}
 
     with interrupts.catch() as interrupt:
-        state = loop.run_stage(linear.LinearTask(), {'scale': 1.0}, Half(),
-                               linear.settings(num_steps=num_steps, eval_every=1), os.path.join(workdir, 'linear'),
-                               mesh=partitioning.make_mesh(fsdp=2), seed=11, config={}, interrupt=interrupt,
-                               hooks={'eval': kill})
-    ema = checkpoint.restore_ema(workdir, 'linear')  # every process reads it by itself
-    print('finished', int(state.step), float(ema['dense']['kernel'].sum()), flush=True)
+        state = loop.run_stage(
+            linear.LinearTask(),
+            {"scale": 1.0},
+            Half(),
+            linear.settings(num_steps=num_steps, eval_every=1),
+            os.path.join(workdir, "linear"),
+            mesh=partitioning.make_mesh(fsdp=2),
+            seed=11,
+            config={},
+            interrupt=interrupt,
+            hooks={"eval": kill},
+        )
+    ema = checkpoint.restore_ema(workdir, "linear")  # every process reads it by itself
+    print("finished", int(state.step), float(ema["dense"]["kernel"].sum()), flush=True)
 
 
-if __name__ == '__main__':
+if __name__ == "__main__":
     main(int(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
