@@ -163,7 +163,7 @@ def default() -> ml_collections.ConfigDict:
                 stages=STAGES,  # in this order; each starts from the one before
                 image_vae=_stage(batch_size=8, clip_length=1, num_steps=7000, learning_rate=2e-3),
                 vae=_stage(batch_size=2, clip_length=16, num_steps=400, learning_rate=5e-4),
-                denoiser=_stage(batch_size=8, clip_length=16, num_steps=12_000, learning_rate=1e-3, ema_decay=0.9995),
+                denoiser=_stage(batch_size=8, clip_length=16, num_steps=8500, learning_rate=1e-3),
             ),
             mesh=dict(
                 data=-1,  # devices along the batch; -1 = all that are left

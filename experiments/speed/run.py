@@ -17,6 +17,7 @@ import time
 import jax
 import numpy as np
 
+from nuwaxl_jax import files
 from nuwaxl_jax import networks as networks_lib
 from nuwaxl_jax import weights as weights_lib
 from nuwaxl_jax.hierarchy import decode
@@ -106,20 +107,27 @@ def main() -> None:
     path = weights_lib.shipped_path() if arguments.weights == "shipped" else arguments.weights
     bundle, config, card = weights_lib.load(path)
     networks = networks_lib.build(config)
-    rows = []
-    for num_frames in map(int, arguments.frames.split(",")):
-        for strategy in STRATEGIES:
-            rows.append(measure(config, networks, bundle, strategy, num_frames, arguments.repeats))
-            rows[-1]["decode_seconds"] = decode_seconds(networks, bundle, num_frames, 1)
-            print(rows[-1], flush=True)
     machine = {
         "cores": os.cpu_count(),
         "backend": jax.default_backend(),
         "jax": jax.__version__,
         "processor": platform.machine(),
     }
-    record = {"machine": machine, "weights": card, "sampler": config.sampler.to_dict(), "rows": rows}
-    (HERE / "results.json").write_text(json.dumps(record, indent=1) + "\n")
+    record = {"machine": machine, "weights": card, "sampler": config.sampler.to_dict(), "rows": []}
+    results = HERE / "results.json"
+    if results.exists():  # an interrupted study continues, a study of other weights starts anew
+        before = json.loads(results.read_text())
+        if before["weights"]["sha256"] == card["sha256"] and before["machine"] == machine:
+            record["rows"] = before["rows"]
+    rows = record["rows"]
+    for num_frames in map(int, arguments.frames.split(",")):
+        for strategy in STRATEGIES:
+            if any(r["frames"] == num_frames and r["strategy"] == strategy for r in rows):
+                continue
+            rows.append(measure(config, networks, bundle, strategy, num_frames, arguments.repeats))
+            rows[-1]["decode_seconds"] = decode_seconds(networks, bundle, num_frames, 1)
+            print(rows[-1], flush=True)
+            files.write_json(results, record)
     plot(rows)
 
 
