@@ -26,7 +26,7 @@ from nuwaxl_jax.hierarchy import story as story_lib
 GENERATORS = {"nuwa_xl": "diffusion_over_diffusion", "autoregressive": "autoregressive"}
 
 
-def test_source(config: ml_collections.ConfigDict, num_stories: int, num_frames: int) -> toons_source.ToonsSource:
+def held_out(config: ml_collections.ConfigDict, num_stories: int, num_frames: int) -> toons_source.ToonsSource:
     """The first `num_stories` episodes of the test split, long enough for `num_frames`."""
     return toons_source.ToonsSource(
         "test",
@@ -114,7 +114,7 @@ def tell(
       {way: {'summary', 'stories': [score, ...], 'cost'}} for 'ground_truth', 'vae_ceiling', 'nuwa_xl' and
       'autoregressive'; the VAE's also has 'psnr' and 'ssim', means over all frames.
     """
-    source = test_source(config, num_stories, num_frames)
+    source = held_out(config, num_stories, num_frames)
     index = np.arange(num_frames)
     captions = [source.captions(i, index) for i in range(num_stories)]
     scores: dict[str, list[dict]] = {w: [] for w in ("ground_truth", "vae_ceiling", *GENERATORS)}

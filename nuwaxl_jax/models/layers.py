@@ -33,7 +33,7 @@ def _im2col_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: str | tuple = "SAME") -> jax.Array:
     """2-D convolution `[N, h, w, c_in]` by `[k, k, c_in, c_out]`, in the formulation that is fast on this platform.
 
-    XLA:CPU's convolution collapses to 1-2 % of its speed at maps of 2x2 and less (experiments/speed), where one
+    XLA:CPU's convolution collapses at maps of 2x2 and less, where one
     matrix product over gathered patches is equal and fast. Elsewhere it is `lax.conv_general_dilated`.
     """
     small = max(x.shape[1:3]) <= 2 and stride == 1 and padding == "SAME"
@@ -109,7 +109,7 @@ class GroupNorm(nn.Module):
         groups = num_groups(channels)
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        # Moments of each channel first: XLA:CPU reduces over leading axes 3 to 7 times faster than over [P, c/g].
+        # Moments of each channel first: XLA:CPU reduces over [P] much faster than over [P, c/g].
         pixels = tuple(range(1, x.ndim - 1))
         x = x.astype(jnp.float32)
         per_group = channels // groups

@@ -145,10 +145,6 @@ def run_stage(
         seed_array = jax.device_put(np.uint32(seed), partitioning.replicate(mesh))
         log = progress.Log(task.stage, last, writer, step)
 
-        def save():
-            log.check()  # never a state that is not finite
-            saver.save(state, data=batches.position, config=config)
-
         while step < last:
             batch, episodes = batches.take()
             state, values = compiled(state, frozen, batch, seed_array)
@@ -163,7 +159,8 @@ def run_stage(
             stop = interrupt.asked() and step < last
             if saving or stop:
                 with log.pause():
-                    save()
+                    log.check()  # never a state that is not finite
+                    saver.save(state, data=batches.position, config=config)
             if not stop:
                 with log.pause():
                     _call_hooks(hooks or {}, writer, settings, task.stage, state, frozen, step)

@@ -3,7 +3,7 @@
 import concurrent.futures
 import itertools
 import json
-import pickle
+import copy
 
 import numpy as np
 import pytest
@@ -165,7 +165,7 @@ def test_threads_and_copies_read_the_same_frames(tmp_path):
     for number in range(12):  # more than a thread keeps open
         write_video(tmp_path / f"{number:02}.mp4", 20 + number)
     source = open_folder(tmp_path, split="valid", eval_fraction=0.0)
-    copy = pickle.loads(pickle.dumps(source))
+    again = copy.deepcopy(source)
 
     def read(job):
         which, episode, start = job
@@ -173,7 +173,7 @@ def test_threads_and_copies_read_the_same_frames(tmp_path):
 
     jobs = [
         (which, int(e), int(s))
-        for which in (source, copy)
+        for which in (source, again)
         for e, s in np.random.default_rng(0).integers(0, [12, 15], (60, 2))
     ]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
