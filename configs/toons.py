@@ -26,6 +26,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
     for name in config_lib.STAGES:
         config.train[name].update(batch_size=4, num_steps=6, warmup_steps=2, log_every=2, checkpoint_every=3)
     config.train.vae.clip_length = 4
+    config.train.image_denoiser.clip_length = 2
     config.train.denoiser.clip_length = 4
 
 

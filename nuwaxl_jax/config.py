@@ -30,18 +30,19 @@ def _stage(**overrides: Any) -> ml_collections.ConfigDict:
         dict(
             batch_size=8,  # clips (single images in image_vae) of the global batch
             num_steps=1000,  # optimiser steps; the stage is finished at this step
+            optimizer="muon",  # muon | adamw
             learning_rate=1e-3,  # peak
             warmup_steps=100,  # linear warm-up from 0
             lr_schedule="cosine",  # cosine | constant, after the warm-up
             min_lr_ratio=0.02,  # the cosine ends at learning_rate * min_lr_ratio
             weight_decay=0.01,  # AdamW, on kernels of two or more dimensions alone
-            b1=0.9,  # Adam's first moment
+            b1=0.9,  # Adam's first moment (with muon: of vectors and embeddings)
             b2=0.99,  # Adam's second moment
             grad_clip=1.0,  # global norm; 0 = off
             ema_decay=0.999,  # the limit; warm-up min(decay, (1 + t) / (10 + t))
             accumulate=1,  # micro-batches a step, their gradients averaged; divides batch_size
             dtype="float32",  # compute type: float32 | bfloat16 (parameters stay float32)
-            clip_length=16,  # frames of a training clip; 1 = single images
+            clip_length=16,  # frames of a training clip; in image stages, single frames drawn from one episode
             log_every=50,  # steps between log lines: the one host sync
             sample_every=0,  # steps between sample videos; 0 = only at the end of the stage
             checkpoint_every=500,  # steps between checkpoints; one is always written at the end
@@ -89,6 +90,7 @@ def _models() -> dict[str, ml_collections.ConfigDict]:
             latent_channels=8,  # kl-f8: 4 [I]
             temporal="conv_attn",  # none | conv | conv_attn [P]
             temporal_init="identity",  # identity [P] | random (Table 2a's ablation)
+            temporal_padding="edge",  # of the temporal convolutions at a clip's ends: edge | zero [ours]
             loss="l1+l2",  # reconstruction. kl-f8: L1 + LPIPS + GAN [I]
             kl_weight=1e-4,  # times the KL per latent element, beside a loss per pixel value. [ours]
         )
@@ -160,10 +162,15 @@ def default() -> ml_collections.ConfigDict:
             **_models(),
             **_process(),
             train=dict(
-                stages=STAGES,  # in this order; each starts from the one before
-                image_vae=_stage(batch_size=8, clip_length=1, num_steps=7000, learning_rate=2e-3),
-                vae=_stage(batch_size=2, clip_length=16, num_steps=400, learning_rate=5e-4),
-                denoiser=_stage(batch_size=8, clip_length=16, num_steps=8500, learning_rate=1e-3),
+                # In this order: the image KL-VAE, from it the T-KLVAE [P]; the denoiser's image part, standing in for
+                # the paper's pre-trained text-to-image model [ours], and from it the denoiser [P].
+                stages=STAGES,
+                image_vae=_stage(batch_size=8, clip_length=1, num_steps=4000, learning_rate=5e-3),
+                vae=_stage(batch_size=2, clip_length=16, num_steps=400, learning_rate=1e-3),
+                image_denoiser=_stage(
+                    batch_size=32, clip_length=4, num_steps=1600, learning_rate=5e-3, ema_decay=0.998
+                ),
+                denoiser=_stage(batch_size=8, clip_length=16, num_steps=3200, learning_rate=4e-3, ema_decay=0.998),
             ),
             mesh=dict(
                 data=-1,  # devices along the batch; -1 = all that are left

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ml_collections
 
-STAGES = ("image_vae", "vae", "denoiser")
+STAGES = ("image_vae", "vae", "image_denoiser", "denoiser")
+IMAGE_STAGES = ("image_vae", "image_denoiser")  # their clips are single frames, drawn from anywhere in an episode
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "data.source": ("toons", "folder"),
@@ -12,6 +13,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "vae.loss": ("l1", "l2", "l1+l2"),
     "vae.temporal": ("none", "conv", "conv_attn"),
     "vae.temporal_init": ("identity", "random"),
+    "vae.temporal_padding": ("edge", "zero"),
     "unet.temporal": ("none", "conv", "conv_attn"),
     "unet.injection": ("none", "top_up", "up", "down_up"),
     "mtd.weights": ("shared", "per_level"),
@@ -70,6 +72,12 @@ def _check_stage(config: ml_collections.ConfigDict, name: str) -> None:
         f"{field}.lr_schedule",
         f"unknown schedule {stage.lr_schedule!r}",
         "use cosine or constant",
+    )
+    _require(
+        stage.optimizer in ("adamw", "muon"),
+        f"{field}.optimizer",
+        f"unknown optimiser {stage.optimizer!r}",
+        "use adamw or muon",
     )
     _require(stage.num_steps >= 1, f"{field}.num_steps", "must be at least 1", "set the number of optimiser steps")
     _require(stage.log_every >= 1, f"{field}.log_every", "must be at least 1", "set steps between log lines")

@@ -92,6 +92,10 @@ class Networks:
         """The network's prediction; shapes as `MTDUNet`."""
         return self.unet.apply({"params": params["unet"]}, x_t, t, text, cond, cond_mask, level)
 
+    def denoise_images(self, params: Params, x_t: jax.Array, t: jax.Array, text: jax.Array) -> jax.Array:
+        """The image network's prediction; shapes as `MTDUNet.denoise_images`."""
+        return self.unet.apply({"params": params["unet"]}, x_t, t, text, method="denoise_images")
+
     def null_tokens(self) -> np.ndarray:
         """Tokens int32 `[N]` of the empty prompt."""
         return self.tokenizer.encode("")
@@ -103,7 +107,15 @@ def build(config: ml_collections.ConfigDict, dtype: str = "float32") -> Networks
     latent = config_lib.latent_shape(config)
     vae_fields = {
         k: config.vae[k]
-        for k in ("channels", "channel_mults", "num_res_blocks", "latent_channels", "temporal", "temporal_init")
+        for k in (
+            "channels",
+            "channel_mults",
+            "num_res_blocks",
+            "latent_channels",
+            "temporal",
+            "temporal_init",
+            "temporal_padding",
+        )
     }
     unet_fields = {
         k: config.unet[k]

@@ -15,7 +15,8 @@ A training example is such a segment cut from a longer episode of N frames:
 An episode shorter than F still serves the levels of which one segment fits
 (with weights renormalised over them): the window is then the longest row of
 whole segments inside the episode. Stages that train on shorter clips take l < L
-consecutive positions of the segment, and l = 1 takes any frame of the episode.
+consecutive positions of the segment, and l = 1 takes any frame of the episode. Image
+stages take l frames from anywhere in the episode (`scattered`), in no order.
 
 Everything here is plain NumPy and a pure function of the generator passed in.
 """
@@ -52,12 +53,14 @@ class ClipSampler:
       depth: M, levels of the hierarchy (the paper: 3).
       clip_length: l, frames of an example, 1 <= l <= L.
       level_weights: one non-negative weight a level; they need not sum to 1.
+      scattered: an example is l frames drawn one by one from the whole episode: images, no clip.
     """
 
     segment_length: int
     depth: int
     clip_length: int
     level_weights: tuple[float, ...]
+    scattered: bool = False
 
     def __post_init__(self):
         if self.segment_length < 3:
@@ -82,16 +85,21 @@ class ClipSampler:
         spans = (self.segment_length - 1) * np.asarray(level_strides(self.segment_length, self.depth))
         return np.flatnonzero((spans < num_frames) & (np.asarray(self.level_weights) > 0))
 
+    @property
+    def single(self) -> bool:
+        """Whether examples are single images, so that no level and no stride matters."""
+        return self.scattered or self.clip_length == 1
+
     def usable(self, num_frames: int) -> bool:
         """Whether an episode of `num_frames` frames can serve any example."""
-        if self.clip_length == 1:
+        if self.single:
             return num_frames >= 1
         return self.levels(num_frames).size > 0
 
     @property
     def min_frames(self) -> int:
         """The fewest frames with which an episode is of use."""
-        if self.clip_length == 1:
+        if self.single:
             return 1
         strides = level_strides(self.segment_length, self.depth)
         finest = max(level for level, weight in enumerate(self.level_weights) if weight > 0)
@@ -105,15 +113,15 @@ class ClipSampler:
           num_frames: N, frames of the episode.
 
         Returns:
-          A Clip; 0 <= index < num_frames, evenly spaced at the level's stride.
+          A Clip; 0 <= index < num_frames, evenly spaced at the level's stride (level 0 and anywhere for images).
 
         Raises:
           ValueError: where no segment fits (see `usable`).
         """
         if not self.usable(num_frames):
             raise ValueError(f"an episode of {num_frames} frames is too short; at least {self.min_frames} are needed.")
-        if self.clip_length == 1:
-            return Clip(0, rng.integers(num_frames, size=1, dtype=np.int64))
+        if self.single:
+            return Clip(0, rng.integers(num_frames, size=self.clip_length, dtype=np.int64))
         levels = self.levels(num_frames)
         cumulative = np.cumsum(np.asarray(self.level_weights, np.float64)[levels])
         level = int(levels[np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")])

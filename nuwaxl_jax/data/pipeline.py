@@ -25,6 +25,7 @@ import grain
 import ml_collections
 import numpy as np
 
+from nuwaxl_jax import config_rules
 from nuwaxl_jax.data import clips
 from nuwaxl_jax.data import folder
 from nuwaxl_jax.data import sources
@@ -186,7 +187,7 @@ class ClipIterator(grain.DatasetIterator):
 def _check_levels(sampler: clips.ClipSampler, lengths: np.ndarray, stage: str) -> None:
     """Says how many episodes each level can use; a denoiser that would never see one of its levels is refused."""
     coverage = clips.level_coverage(sampler, lengths)
-    if sampler.clip_length == 1 or min(coverage.values()) == len(lengths):
+    if sampler.single or min(coverage.values()) == len(lengths):
         return
     report = f"train.{stage}: of {len(lengths)} episodes, " + ", ".join(
         f"{count} are long enough for level {level}" for level, count in coverage.items()
@@ -226,7 +227,8 @@ def make_iterator(
     Args:
       config: reads `data`, `text`, `hierarchy` and `train.<stage>`.
       split: 'train', 'valid' or 'test'.
-      stage: a stage of `config.train`; its clip_length is l ('image_vae': l = 1).
+      stage: a stage of `config.train`; its clip_length is l. The image stages take l frames from
+        anywhere in an episode.
       seed: of shuffling and clip sampling, 0 <= seed < 2^32.
       batch_size: B of all processes together; default `train.<stage>.batch_size`.
       process_index: this process, of
@@ -237,7 +239,7 @@ def make_iterator(
 
     Returns:
       A ClipIterator yielding, with b = B / process_count,
-      dict(frames uint8 [b, l, H, W, 3], tokens int32 [b, l, N], level int32 [b] (0 = global; 0 for l = 1),
+      dict(frames uint8 [b, l, H, W, 3], tokens int32 [b, l, N], level int32 [b] (0 = global; 0 for images),
       episode int64 [b], start int64 [b] (first frame)).
 
     Raises:
@@ -254,8 +256,9 @@ def make_iterator(
     sampler = clips.ClipSampler(
         segment_length=config.hierarchy.segment_length,
         depth=config.hierarchy.depth,
-        clip_length=1 if stage == "image_vae" else config.train[stage].clip_length,
+        clip_length=config.train[stage].clip_length,
         level_weights=tuple(config.data.level_weights),
+        scattered=stage in config_rules.IMAGE_STAGES,
     )
     tokenizer = text.make_tokenizer(
         config.text.tokenizer, vocab_size=config.text.vocab_size, max_tokens=config.text.max_tokens

@@ -1,6 +1,7 @@
 """`--mode=eval`: what a trained model is worth on held-out toons stories, as one JSON record with its protocol.
 
-Writes <workdir>/eval/eval.json, curves.png and, of the first story, a strip of frames of every way of telling it.
+Writes <workdir>/eval/eval.json, curves.png and, of the first story, a strip of frames of every way of telling it. The
+scores of single stories are kept in <workdir>/eval/scores as they come: the same command goes on after an interruption.
 """
 
 from __future__ import annotations
@@ -68,34 +69,42 @@ def run(
     networks = networks_lib.build(config)
     out = pathlib.Path(workdir) / "eval"
     out.mkdir(parents=True, exist_ok=True)
-    strips: dict[str, list[np.ndarray]] = {}
+    protocol = {
+        "frames": num_frames,
+        "split": "test",
+        "seed": config.seed,
+        "weights": card,
+        "sampler": config.sampler.to_dict(),
+        "hierarchy": config.hierarchy.to_dict(),
+        "precision": "float32",
+        "parameters": "exponential moving average",
+        "backend": jax.default_backend(),
+        "cores": os.cpu_count(),
+    }
+    ledger = stories.Ledger(out / "scores", protocol)
 
     def keep_strip(way: str, story: int, frames: np.ndarray) -> None:
         if story == 0:
-            strips[way] = [frames[i] for i in np.linspace(0, len(frames) - 1, 16).astype(int)]
+            shown = [frames[i] for i in np.linspace(0, len(frames) - 1, 16).astype(int)]
+            Image.fromarray(np.concatenate(shown, axis=1)).save(ledger.folder / f"{way}_strip.png")
 
-    errors = denoising.denoising_error(config, networks, bundle)
-    told = stories.tell(config, networks, bundle, num_stories=num_stories, num_frames=num_frames, on_video=keep_strip)
+    told = stories.tell(
+        config,
+        networks,
+        bundle,
+        num_stories=num_stories,
+        num_frames=num_frames,
+        ledger=ledger,
+        on_video=keep_strip,
+    )
     record = {
         "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "protocol": {
-            "stories": num_stories,
-            "frames": num_frames,
-            "split": "test",
-            "seed": config.seed,
-            "weights": card,
-            "sampler": config.sampler.to_dict(),
-            "hierarchy": config.hierarchy.to_dict(),
-            "precision": "float32",
-            "parameters": "exponential moving average",
-            "backend": jax.default_backend(),
-            "cores": os.cpu_count(),
-        },
-        "denoising": errors,
+        "protocol": protocol | {"stories": num_stories},
+        "denoising": denoising.denoising_error(config, networks, bundle),
         "stories": told,
     }
     files.write_json(out / "eval.json", record)
-    sheet = np.concatenate([np.concatenate(strips[way], axis=1) for way in told], axis=0)
+    sheet = np.concatenate([np.asarray(Image.open(ledger.folder / f"{way}_strip.png")) for way in told], axis=0)
     Image.fromarray(sheet).save(out / "story0.png")
     curves.draw({way: told[way]["summary"]["curve"] for way in told}, num_frames).save(out / "curves.png")
     print(table(record))

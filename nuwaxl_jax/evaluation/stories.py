@@ -1,19 +1,25 @@
 """Held-out toons stories told four ways: ground truth, VAE ceiling, NUWA-XL, and the sliding window.
 
-Every way tells the same episodes of the test split by the same captions, and is read by the same `story_score`.
+Every way tells the same episodes of the test split by the same captions, and is read by the same `story_score`. What is
+scored is kept at once, so an evaluation that was cut short goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
+import os
+import pathlib
 import sys
 import time
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Sequence
 
 import jax
 import ml_collections
 import numpy as np
 
+from nuwaxl_jax import files
 from nuwaxl_jax import networks as networks_lib
 from nuwaxl_jax import partitioning
 from nuwaxl_jax.data.toons import source as toons_source
@@ -24,6 +30,33 @@ from nuwaxl_jax.hierarchy import sample as sample_lib
 from nuwaxl_jax.hierarchy import story as story_lib
 
 GENERATORS = {"nuwa_xl": "diffusion_over_diffusion", "autoregressive": "autoregressive"}
+WAYS = ("ground_truth", "vae_ceiling", *GENERATORS)
+GROUP = 2  # stories generated together: the window's only parallelism. Of no other number, so that noise never moves
+
+# on_video(way, story, frames), for each video that is made.
+OnVideo = Callable[[str, int, np.ndarray], None]
+
+
+class Ledger:
+    """Results of single stories, `<folder>/<hash of the protocol>/<way>_<story>.json`."""
+
+    def __init__(self, folder: str | os.PathLike, protocol: dict[str, Any]):
+        text = json.dumps(protocol, sort_keys=True)
+        self.folder = pathlib.Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files.write_json(self.folder / "protocol.json", protocol)
+
+    def _path(self, way: str, story: int) -> pathlib.Path:
+        return self.folder / f"{way}_{story:04d}.json"
+
+    def read(self, way: str, story: int) -> dict[str, Any] | None:
+        """The saved result, None where there is none."""
+        path = self._path(way, story)
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def write(self, way: str, story: int, result: dict[str, Any]) -> None:
+        """Saves a result, whole or not at all."""
+        files.write_json(self._path(way, story), result)
 
 
 def held_out(config: ml_collections.ConfigDict, num_stories: int, num_frames: int) -> toons_source.ToonsSource:
@@ -76,10 +109,11 @@ def _generated(
     config: ml_collections.ConfigDict,
     networks: networks_lib.Networks,
     bundle: networks_lib.Params,
-    captions: list[list[str]],
+    captions: Sequence[Sequence[str]],
     strategy: str,
-) -> tuple[Iterator[np.ndarray], dict[str, Any]]:
-    """(videos, what they cost). Story v has the noise of video v of `config.seed`."""
+    group: int,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """(latents [V, F, h, w, c] of one group of stories, what each cost)."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.hierarchy.strategy = strategy
@@ -90,13 +124,40 @@ def _generated(
         own, at = story.frame_prompts(len(captions[v]))
         index[v] = np.array([prompts.setdefault(p, len(prompts)) for p in own], np.int32)[at]
     mesh = partitioning.make_mesh(**config.mesh.to_dict())
-    made = sample_lib.generate(config, networks, bundle, list(prompts), index, mesh=mesh)
-    cost = {
+    key = jax.random.fold_in(jax.random.key(config.seed), group)
+    begin = time.perf_counter()
+    made = sample_lib.generate(config, networks, bundle, list(prompts), index, key=key, mesh=mesh, progress=False)
+    return made.latents, {
         "seconds": sum(t["seconds"] for t in made.timings) / len(stories),
-        "compile_seconds": sum(t["compile_seconds"] for t in made.timings),
+        "seconds_with_compiling": (time.perf_counter() - begin) / len(stories),
         "serial_denoiser_calls": made.denoiser_calls,
     }
-    return (decode_video(networks, bundle, latents) for latents in made.latents), cost
+
+
+def _tell_group(
+    way: str,
+    members: range,
+    config: ml_collections.ConfigDict,
+    networks: networks_lib.Networks,
+    bundle: networks_lib.Params,
+    captions: Sequence[Sequence[str]],
+    truth: Callable[[int], np.ndarray],
+) -> Iterator[tuple[int, np.ndarray, dict[str, Any]]]:
+    """(story, frames, what is known of it beside the score) of each member."""
+    if way in GENERATORS:
+        group = members.start // GROUP
+        latents, cost = _generated(config, networks, bundle, captions, GENERATORS[way], group)
+        for story, z in zip(members, latents):
+            yield story, decode_video(networks, bundle, z), {"cost": cost}
+        return
+    for story in members:
+        frames = truth(story)
+        if way == "ground_truth":
+            yield story, frames, {}
+            continue
+        made = decode_video(networks, bundle, encode_video(networks, bundle, frames))
+        fidelity = {name: float(getattr(image_metrics, name)(frames, made).mean()) for name in ("psnr", "ssim")}
+        yield story, made, fidelity
 
 
 def tell(
@@ -106,41 +167,51 @@ def tell(
     *,
     num_stories: int,
     num_frames: int,
-    on_video: Callable[[str, int, np.ndarray], None] = lambda way, story, frames: None,
+    ledger: Ledger | None = None,
+    on_video: OnVideo = lambda way, story, frames: None,
 ) -> dict[str, Any]:
-    """Scores of every way over the stories.
+    """Scores of every way over the stories, a group of stories after the other.
+
+    Args:
+      ledger: results of earlier, interrupted evaluations are read from it and new ones kept in it.
+      on_video: called for each video that is made now, not for those that the ledger knows.
 
     Returns:
-      {way: {'summary', 'stories': [score, ...], 'cost'}} for 'ground_truth', 'vae_ceiling', 'nuwa_xl' and
-      'autoregressive'; the VAE's also has 'psnr' and 'ssim', means over all frames.
+      {way: {'summary', 'stories': [score, ...], and medians of 'cost' or means of 'psnr' and 'ssim'}} for
+      'ground_truth', 'vae_ceiling', 'nuwa_xl' and 'autoregressive'.
     """
-    source = held_out(config, num_stories, num_frames)
+    num_groups = -(-num_stories // GROUP)
+    source = held_out(config, num_groups * GROUP, num_frames)
     index = np.arange(num_frames)
-    captions = [source.captions(i, index) for i in range(num_stories)]
-    scores: dict[str, list[dict]] = {w: [] for w in ("ground_truth", "vae_ceiling", *GENERATORS)}
-    out: dict[str, Any] = {way: {} for way in scores}
+    results: dict[str, dict[int, dict]] = {way: {} for way in WAYS}
+    for first in range(0, num_stories, GROUP):
+        members = range(first, first + GROUP)
+        captions = [source.captions(i, index) for i in members]
+        for way in WAYS:
+            known = {i: ledger.read(way, i) for i in members} if ledger else {i: None for i in members}
+            if None in known.values():
+                told = _tell_group(way, members, config, networks, bundle, captions, lambda i: source.frames(i, index))
+                for story, frames, extra in told:
+                    score = story_score.story_score(
+                        frames, captions[story - first], segment_length=config.hierarchy.segment_length
+                    )
+                    known[story] = {"score": score} | extra
+                    on_video(way, story, frames)
+                    if ledger:
+                        ledger.write(way, story, known[story])
+                    shown = {k: round(v, 4) for k, v in score.items() if isinstance(v, float)}
+                    print(f"{way}, story {story + 1} of {num_stories}: {shown}", file=sys.stderr, flush=True)
+            results[way].update(known)
+    return {way: _joined([told[i] for i in range(num_stories)]) for way, told in results.items()}
 
-    def add(way: str, story: int, frames: np.ndarray) -> None:
-        score = story_score.story_score(frames, captions[story], segment_length=config.hierarchy.segment_length)
-        scores[way].append(score)
-        on_video(way, story, frames)
-        shown = {k: round(v, 4) for k, v in score.items() if isinstance(v, float)}
-        print(f"{way}, story {story + 1} of {num_stories}: {shown}", file=sys.stderr, flush=True)
 
-    fidelity: list[tuple[float, float]] = []
-    for story in range(num_stories):
-        frames = source.frames(story, index)
-        add("ground_truth", story, frames)
-        made = decode_video(networks, bundle, encode_video(networks, bundle, frames))
-        add("vae_ceiling", story, made)
-        fidelity.append((image_metrics.psnr(frames, made).mean(), image_metrics.ssim(frames, made).mean()))
-    out["vae_ceiling"] |= dict(zip(("psnr", "ssim"), np.mean(fidelity, axis=0).round(4).tolist()))
-    for way, strategy in GENERATORS.items():
-        begin = time.perf_counter()
-        videos, cost = _generated(config, networks, bundle, captions, strategy)
-        for story, frames in enumerate(videos):
-            add(way, story, frames)
-        out[way]["cost"] = cost | {"total_seconds": time.perf_counter() - begin}
-    for way, rows in scores.items():
-        out[way] |= {"summary": story_score.summarise(rows), "stories": rows}
+def _joined(results: list[dict[str, Any]]) -> dict[str, Any]:
+    scores = [result["score"] for result in results]
+    out: dict[str, Any] = {"summary": story_score.summarise(scores), "stories": scores}
+    for name in ("psnr", "ssim"):
+        if name in results[0]:
+            out[name] = round(float(np.mean([result[name] for result in results])), 4)
+    if "cost" in results[0]:
+        costs = [result["cost"] for result in results]
+        out["cost"] = {name: float(np.median([cost[name] for cost in costs])) for name in costs[0]}
     return out

@@ -177,14 +177,17 @@ def identity_init(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.flo
 
 
 class TemporalConv(nn.Module):
-    """1-D convolution over time at every pixel of `[B, L, h, w, c]`; zero padding at both ends.
+    """1-D convolution over time at every pixel of `[B, L, h, w, c]`.
 
     Computed as a 2-D convolution with kernel (k, 1) over `[B, L, h*w, c]`.
     start: identity (the paper's) or random (Table 2a).
+    padding: at both ends of the clip: zero, or edge, the first and last frame repeated (a still clip then gives the
+      same at every length, and no frame knows that it stands at an end).
     """
 
     kernel_size: int = 3
     start: str = "identity"
+    padding: str = "zero"
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -195,8 +198,15 @@ class TemporalConv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         b, length, h, w, _ = x.shape
         columns = x.astype(self.dtype).reshape(b, length, h * w, channels)
+        if self.padding == "edge":
+            before = (self.kernel_size - 1) // 2
+            columns = jnp.pad(columns, ((0, 0), (before, self.kernel_size - 1 - before), (0, 0), (0, 0)), mode="edge")
         out = jax.lax.conv_general_dilated(
-            columns, kernel[:, None], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            columns,
+            kernel[:, None],
+            (1, 1),
+            "VALID" if self.padding == "edge" else "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         return out.reshape(x.shape) + bias.astype(self.dtype)
 

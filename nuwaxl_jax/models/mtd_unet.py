@@ -12,7 +12,9 @@ values of the prompts) once a sampling run, and `denoise` reuses them at every s
   h <- gain * h + shift,  gain = (1 + w_m)(1 + w_c),  shift = (1 + w_m) b_c + b_m.
 
 With its temporal layers at the identity, its injections at zero and its level embedding at zero, a new network
-computes exactly the per-frame image U-Net. The level embedding (shared weights for every level of the tree) is ours.
+computes exactly the per-frame image U-Net. `denoise_images` is that image network: the paper starts it from a
+pre-trained text-to-image model, the stage `image_denoiser` pre-trains it here. The level embedding (shared weights for
+every level of the tree) is ours.
 """
 
 from __future__ import annotations
@@ -151,20 +153,21 @@ class MTDBlock(nn.Module):
         if self.temporal == "conv_attn":
             self.temporal_attention = layers.TemporalAttention(self.num_heads, dtype=self.dtype)
 
-    def context(self, cond: jax.Array, mask: jax.Array, text: jax.Array) -> Context:
-        """What of this block depends on the segment's inputs alone."""
-        injected = self.injection(cond, mask) if self.inject else None
+    def context(self, cond: jax.Array | None, mask: jax.Array | None, text: jax.Array) -> Context:
+        """What of this block depends on the segment's inputs alone; without `cond` nothing is injected."""
+        injected = self.injection(cond, mask) if self.inject and cond is not None else None
         return dict(injection=injected, keys_values=self.transformer.keys_values(text))
 
-    def __call__(self, x: jax.Array, temb: jax.Array, ctx: Context, length: int) -> jax.Array:
+    def __call__(self, x: jax.Array, temb: jax.Array, ctx: Context, length: int | None) -> jax.Array:
+        """length: frames of a clip; None for images, which skip the temporal layers."""
         h = self.res(x, temb)
-        if self.temporal != "none":
+        if length and self.temporal != "none":
             h = layers.fold(self.temporal_conv(layers.unfold(h, length)))
-        if self.inject:
+        if ctx["injection"] is not None:
             gain, shift = ctx["injection"]
             h = gain * h + shift
         h = self.transformer(h, ctx["keys_values"])
-        if self.temporal == "conv_attn":
+        if length and self.temporal == "conv_attn":
             h = layers.fold(self.temporal_attention(layers.unfold(h, length)))
         return h
 
@@ -247,18 +250,37 @@ class MTDUNet(nn.Module):
             cond, mask = conv(cond), mask[:, ::2, ::2]
             scales.append((cond, mask))
             cond = nn.silu(cond)
+        return self._blocks_context(scales, text)
+
+    def _blocks_context(self, scales: Sequence[tuple], text: jax.Array) -> Context:
         down = [[block.context(*scales[i], text) for block in blocks] for i, blocks in enumerate(self.down)]
         up = [[block.context(*scales[i], text) for block in blocks] for i, blocks in enumerate(self.up)]
         return dict(down=down, mid=self.mid.context(*scales[-1], text), up=up)
 
+    def _time(self, t: jax.Array) -> jax.Array:
+        return self.time_out(nn.silu(self.time_in(layers.sinusoid(t, self.channels))))  # [B, D]
+
     def denoise(self, x_t: jax.Array, t: jax.Array, level: jax.Array, ctx: Context) -> jax.Array:
         """The prediction for x_t at step t, given `context`'s result."""
-        length, levels = x_t.shape[1], len(self.channel_mults)
-        temb = self.time_out(nn.silu(self.time_in(layers.sinusoid(t, self.channels))))  # [B, D]
+        length = x_t.shape[1]
+        temb = self._time(t)
         if self.num_levels:
             temb = temb + self.level_embedding(level)
         temb = jnp.repeat(temb, length, axis=0)  # [B*L, D]
-        h = self.conv_in(layers.fold(x_t))
+        return layers.unfold(self._frames(layers.fold(x_t), temb, ctx, length), length)
+
+    def denoise_images(self, x_t: jax.Array, t: jax.Array, text: jax.Array) -> jax.Array:
+        """The image network: x_t `[N, h, w, c]`, t `[N]`, text `[N, n, D]` to the prediction `[N, h, w, c]`.
+
+        The same spatial layers and no other: no temporal layer, no injection, no level.
+        """
+        nothing = [(None, None)] * len(self.channel_mults)
+        return self._frames(x_t, self._time(t), self._blocks_context(nothing, text.astype(self.dtype)), None)
+
+    def _frames(self, x_t: jax.Array, temb: jax.Array, ctx: Context, length: int | None) -> jax.Array:
+        """The U-Net proper, on frames `[N, h, w, c]` with temb `[N, D]`; float32."""
+        levels = len(self.channel_mults)
+        h = self.conv_in(x_t)
         skips = [h]
         for i in range(levels):
             for block, block_ctx in zip(self.down[i], ctx["down"][i]):
@@ -273,8 +295,7 @@ class MTDUNet(nn.Module):
                 h = block(jnp.concatenate([h, skips.pop()], axis=-1), temb, block_ctx, length)
             if i > 0:
                 h = self.upsample[i - 1](h)
-        out = self.conv_out(self.norm_out(h))
-        return layers.unfold(out, length).astype(jnp.float32)
+        return self.conv_out(self.norm_out(h)).astype(jnp.float32)
 
     def __call__(
         self,

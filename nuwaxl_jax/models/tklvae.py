@@ -32,6 +32,7 @@ class TConv(nn.Module):
     upsample: bool = False
     temporal: str = "conv_attn"
     temporal_init: str = "identity"
+    temporal_padding: str = "edge"
     dtype: layers.Dtype = jnp.float32
 
     @nn.compact
@@ -43,7 +44,10 @@ class TConv(nn.Module):
         )
         x = layers.unfold(conv(layers.fold(x)), length)
         if temporal and self.temporal != "none":
-            x = layers.TemporalConv(start=self.temporal_init, dtype=self.dtype, name="temporal")(x)
+            over_time = layers.TemporalConv(
+                start=self.temporal_init, padding=self.temporal_padding, dtype=self.dtype, name="temporal"
+            )
+            x = over_time(x)
         return x
 
 
@@ -52,10 +56,11 @@ class _Block(nn.Module):
 
     temporal: str = "conv_attn"
     temporal_init: str = "identity"
+    temporal_padding: str = "edge"
     dtype: layers.Dtype = jnp.float32
 
     def conv(self, features: int, name: str, stride: int = 1, upsample: bool = False) -> TConv:
-        return TConv(features, stride, upsample, self.temporal, self.temporal_init, self.dtype, name=name)
+        return TConv(features, stride, upsample, name=name, **self.passed_on())
 
     def norm(self, x: jax.Array, name: str, silu: bool = True) -> jax.Array:
         """Group norm of each frame."""
@@ -63,7 +68,12 @@ class _Block(nn.Module):
         return layers.unfold(out, x.shape[1])
 
     def passed_on(self) -> dict:
-        return dict(temporal=self.temporal, temporal_init=self.temporal_init, dtype=self.dtype)
+        return dict(
+            temporal=self.temporal,
+            temporal_init=self.temporal_init,
+            temporal_padding=self.temporal_padding,
+            dtype=self.dtype,
+        )
 
 
 class ResBlock(_Block):
@@ -159,6 +169,7 @@ class TKLVAE(nn.Module):
     latent_channels: int = 4
     temporal: str = "conv_attn"
     temporal_init: str = "identity"
+    temporal_padding: str = "edge"
     dtype: layers.Dtype = jnp.float32
 
     def setup(self) -> None:
@@ -170,6 +181,7 @@ class TKLVAE(nn.Module):
             num_res_blocks=self.num_res_blocks,
             temporal=self.temporal,
             temporal_init=self.temporal_init,
+            temporal_padding=self.temporal_padding,
             dtype=self.dtype,
         )
         self.encoder = Encoder(latent_channels=self.latent_channels, **shared)

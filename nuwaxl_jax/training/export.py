@@ -18,7 +18,7 @@ def is_trained(workdir: str) -> bool:
     return os.path.isfile(path) and any(
         checkpoint.latest_step(workdir, stage) is not None
         for stage in loop.stages(read_config(workdir))
-        if "denoiser" in stage
+        if loop.section_of(stage) == "denoiser"
     )
 
 

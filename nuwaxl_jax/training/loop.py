@@ -1,6 +1,6 @@
 """The training loop: every stage in turn, each from the one before, resumable at any step.
 
-    image_vae -> vae -> denoiser        (or denoiser_0, denoiser_1, .. with mtd.weights = per_level)
+    image_vae -> vae -> image_denoiser -> denoiser        (or denoiser_0, denoiser_1, .. with mtd.weights = per_level)
 
 A stage lives in <workdir>/<stage>/. It is finished when its newest checkpoint is at its num_steps; then it is skipped.
 The order within a step: dispatch the step, read the next batch while the device works, wait for nothing. The host
@@ -54,7 +54,9 @@ def _due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
 
 
-def optimizer_of(settings: ml_collections.ConfigDict, no_decay: str = "") -> tuple[Any, Any]:
+def optimizer_of(
+    settings: ml_collections.ConfigDict, no_decay: str = "", mesh: jax.sharding.Mesh | None = None
+) -> tuple[Any, Any]:
     """(optimizer, schedule) of config.train.<stage>."""
     curve = dict(
         learning_rate=settings.learning_rate,
@@ -64,12 +66,14 @@ def optimizer_of(settings: ml_collections.ConfigDict, no_decay: str = "") -> tup
         min_lr_ratio=settings.min_lr_ratio,
     )
     optimizer = optim.make_optimizer(
+        optimizer=settings.optimizer,
         **curve,
         weight_decay=settings.weight_decay,
         b1=settings.b1,
         b2=settings.b2,
         grad_clip=settings.grad_clip,
         no_decay=no_decay,
+        mesh=mesh,
     )
     return optimizer, optim.make_schedule(**curve)
 
@@ -129,7 +133,7 @@ def run_stage(
     partitioning.batch_size_divides(
         mesh, settings.batch_size // settings.accumulate, f"train.{task.stage}.batch_size / accumulate"
     )
-    optimizer, schedule = optimizer_of(settings, task.no_decay)
+    optimizer, schedule = optimizer_of(settings, task.no_decay, mesh)
     frozen = jax.device_put(frozen, partitioning.replicate(mesh))
     with contextlib.ExitStack() as stack:
         saver = checkpoint.Checkpointer(os.path.join(directory, "checkpoints"), settings.keep)
@@ -292,17 +296,18 @@ def latent_stats(config: ml_collections.ConfigDict, workdir: str) -> dict[str, n
 
 def frozen_of(config: ml_collections.ConfigDict, workdir: str, stage: str) -> dict[str, Any]:
     """What a stage's loss reads beside its parameters: the finished VAE and its latents' scale, for the denoiser."""
-    if section_of(stage) != "denoiser":
+    if section_of(stage) not in ("image_denoiser", "denoiser"):
         return {}
     return dict(vae=checkpoint.restore_ema(workdir, vae_stage(config, workdir)), **latent_stats(config, workdir))
 
 
 def _first_params(workdir: str, stage: str) -> Any:
-    """What a new stage starts from: the EMA of image_vae for vae, of the level above for denoiser_<level>."""
-    if stage.startswith("denoiser_"):
-        before = f"denoiser_{int(stage.removeprefix('denoiser_')) - 1}"
+    """What a new stage starts from, or None: the EMA of the image stage, or of the level above for denoiser_<level>."""
+    level = int(stage.removeprefix("denoiser_")) if stage.startswith("denoiser_") else 0
+    if level > 0:
+        before = f"denoiser_{level - 1}"
     else:
-        before = "image_vae" if stage == "vae" else ""
+        before = {"vae": "image_vae", "denoiser": "image_denoiser"}.get(section_of(stage), "")
     if not before or checkpoint.latest_step(workdir, before) is None:
         return None
     metrics.say(f"{stage}: starts from the EMA of {before}")

@@ -1,9 +1,10 @@
-"""AdamW with warm-up, clipping and a decay mask; the moving average of the parameters.
+"""AdamW or Muon with warm-up, clipping and a decay mask; the moving average of the parameters.
 
     lr(t) = peak * (t + 1) / (warmup + 1)                                                   t < warmup
     lr(t) = peak * (r + (1 - r) (1 + cos(pi (t - warmup) / (num_steps - warmup))) / 2)      cosine, r = min_lr_ratio
 
 t counts finished steps, so the very first step already moves. The paper publishes no recipe; all of this is ours.
+Muon is `muon`'s, with the same learning rate and decay.
 """
 
 import functools
@@ -13,10 +14,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import optax
 
 from nuwaxl_jax import partitioning
+from nuwaxl_jax.training import muon
 
+OPTIMIZERS = ("adamw", "muon")
 # Leaves that are never decayed, whatever their shape.
 _NO_DECAY = re.compile(r"(^|/)(bias|scale|positions|[a-z_]*embed(ding)?s?)$")
 
@@ -64,6 +68,7 @@ def decay_mask(params: Any, no_decay: str = "") -> Any:
 
 def make_optimizer(
     *,
+    optimizer: str = "adamw",
     learning_rate: float,
     num_steps: int,
     warmup_steps: int = 0,
@@ -74,10 +79,12 @@ def make_optimizer(
     b2: float = 0.999,
     grad_clip: float = 1.0,
     no_decay: str = "",
+    mesh: Mesh | None = None,
 ) -> optax.GradientTransformation:
-    """AdamW after clipping by the global norm.
+    """AdamW or Muon after clipping by the global norm.
 
     Args:
+      optimizer: 'adamw' or 'muon', see the module.
       learning_rate: the peak.
       num_steps: of the whole stage; where the cosine ends.
       warmup_steps: of linear warm-up.
@@ -88,10 +95,13 @@ def make_optimizer(
       b2: decay of the second moment.
       grad_clip: largest global norm of a gradient; 0 leaves gradients alone.
       no_decay: pattern of further paths that are not decayed.
+      mesh: whose devices share Muon's work.
 
     Raises:
-      ValueError: as `make_schedule`.
+      ValueError: an unknown optimizer, and as `make_schedule`.
     """
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer {optimizer!r} is unknown; choose one of {OPTIMIZERS}.")
     schedule = make_schedule(
         learning_rate=learning_rate,
         num_steps=num_steps,
@@ -99,10 +109,14 @@ def make_optimizer(
         lr_schedule=lr_schedule,
         min_lr_ratio=min_lr_ratio,
     )
-    adamw = optax.adamw(
-        schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=functools.partial(decay_mask, no_decay=no_decay)
-    )
-    return optax.chain(optax.clip_by_global_norm(grad_clip), adamw) if grad_clip > 0 else adamw
+    direction = optax.scale_by_adam(b1, b2)
+    if optimizer == "muon":
+        parts = {"muon": muon.scale_by_muon(mesh), "adamw": direction}
+        direction = optax.partition(parts, functools.partial(muon.labels, kept=_NO_DECAY))
+    mask = functools.partial(decay_mask, no_decay=no_decay)
+    decayed = optax.add_decayed_weights(weight_decay, mask)
+    update = optax.chain(direction, decayed, optax.scale_by_learning_rate(schedule))
+    return optax.chain(optax.clip_by_global_norm(grad_clip), update) if grad_clip > 0 else update
 
 
 def ema_decay(step: jax.Array, limit: float) -> jax.Array:

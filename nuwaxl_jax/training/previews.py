@@ -1,7 +1,8 @@
 """Sample videos of a training run: what the loop's 'sample' hook draws for TensorBoard and the workdir.
 
-A VAE shows a held-out clip beside its reconstruction; a denoiser shows, for each level it serves, a held-out clip
-beside the one it makes from the same prompts and the same given frames, with the averaged parameters.
+A VAE shows a held-out clip beside its reconstruction; the image denoiser shows held-out frames beside those it makes
+from the same prompts; a denoiser shows, for each level it serves, a held-out clip beside the one it makes from the same
+prompts and the same given frames. All with the averaged parameters.
 """
 
 from __future__ import annotations
@@ -15,15 +16,19 @@ import numpy as np
 
 from nuwaxl_jax import networks as networks_lib
 from nuwaxl_jax.data import pipeline
+from nuwaxl_jax.diffusion import samplers
 from nuwaxl_jax.hierarchy import segments as segments_lib
 
 
-def _clip(config: ml_collections.ConfigDict, stage: str, level: int) -> dict[str, np.ndarray]:
-    """The first held-out clip of a level, batch of one."""
+_IMAGES = 8  # that the image denoiser shows
+
+
+def _clip(config: ml_collections.ConfigDict, stage: str, level: int, batch_size: int = 1) -> dict[str, np.ndarray]:
+    """The first held-out clips of a level."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.data.level_weights = tuple(float(k == level) for k in range(config.hierarchy.depth))
-    iterator = pipeline.make_iterator(config, "valid", stage, seed=config.seed, batch_size=1)
+    iterator = pipeline.make_iterator(config, "valid", stage, seed=config.seed, batch_size=batch_size)
     try:
         return next(iterator)
     finally:
@@ -44,6 +49,30 @@ def _reconstruction(config, networks, stage: str, params: Any) -> dict[str, np.n
         return networks.decode(params, networks.encode(params, frames, temporal=temporal)[0], temporal=temporal)
 
     return {"reconstruction": _beside(frames[0], reconstruct(params, frames)[0])}
+
+
+def _images(config, networks, params: Any, frozen: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """One image: held-out frames in the upper row, made ones in the lower."""
+    sampler = config.sampler
+
+    @jax.jit
+    def generate(params, frozen, tokens):
+        apply = lambda text: lambda x_t, t: networks.denoise_images(params, x_t, t, text)  # noqa: E731
+        text = networks.text_states(params["text"], tokens)
+        null = jnp.broadcast_to(networks.text_states(params["text"], networks.null_tokens()), text.shape)
+        denoise = samplers.guided(apply(text), apply(null), float(sampler.guidance[0]))
+        keys = jax.random.split(jax.random.key(config.seed), len(tokens))
+        shape = networks.latent_shape
+        made = samplers.sample(
+            denoise, networks.diffusion, keys, shape, method=sampler.method, steps=sampler.steps[0], eta=sampler.eta
+        )
+        z = made / frozen["latent_scale"] + frozen["latent_shift"]
+        return networks.decode(frozen["vae"], z[:, None])[:, 0]
+
+    batch = _clip(config, "image_denoiser", 0, _IMAGES)
+    made = networks_lib.to_uint8(generate(params, frozen, batch["tokens"][:, 0]))
+    rows = (np.concatenate(list(np.asarray(row)), axis=1) for row in (batch["frames"][:, 0], made))
+    return {"images": np.concatenate(list(rows), axis=0)}
 
 
 def _generation(config, networks, levels: range, params: Any, frozen: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -81,6 +110,8 @@ def make_hooks(config: ml_collections.ConfigDict) -> dict[str, Any]:
     def sample(stage: str, state: Any, frozen: Mapping[str, Any], step: int) -> dict[str, np.ndarray]:
         del step
         networks = networks_lib.build(config)
+        if stage == "image_denoiser":
+            return _images(config, networks, state.ema_params, frozen)
         if not stage.startswith("denoiser"):
             return _reconstruction(config, networks, stage, state.ema_params)
         level = stage.removeprefix("denoiser").removeprefix("_")

@@ -105,6 +105,70 @@ class VAETask:
         return recon + self.kl_weight * kl, values
 
 
+def _latents(networks: networks_lib.Networks, frozen: Any, video: jax.Array, noise: jax.Array) -> jax.Array:
+    """Pixels [B, L, H, W, 3] to a scaled posterior sample x0 [B, L, h, w, c], given N(0, 1) noise; no gradient.
+
+    Frozen: {'vae': params, 'latent_shift': [c], 'latent_scale': [c]}; x0 = (z - shift) * scale.
+    """
+    mean, logvar = networks.encode(frozen["vae"], video, temporal=True)
+    z = mean + jnp.exp(0.5 * logvar) * noise.reshape(mean.shape)
+    return jax.lax.stop_gradient((z - frozen["latent_shift"]) * frozen["latent_scale"])
+
+
+def _clip_times(keys: jax.Array, count: int, num_timesteps: int) -> jax.Array:
+    """Timesteps int32 [B, count]: uniform each, and evenly spread over the `count` of one key (stratified)."""
+    place = (_uniform(keys)[:, None] + jnp.arange(count) / count) % 1.0
+    return jnp.minimum((place * num_timesteps).astype(jnp.int32), num_timesteps - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageDenoiserTask:
+    """The image part of the denoiser on single frames: what the paper takes from a pre-trained text-to-image model.
+
+    Every frame of a clip is an image of its own, with its own prompt, timestep and noise; a clip's timesteps are spread
+    evenly. The T-KLVAE sees each frame as a clip of one frame. Parameters are the whole denoiser's; temporal layers,
+    injections and the level embedding have no gradient and stay as they are at initialisation.
+
+    Attributes:
+      networks: of `networks.build`.
+      weighting, min_snr_gamma: of `losses.denoising_loss`.
+      caption_dropout: share of images trained with the empty prompt.
+    """
+
+    networks: networks_lib.Networks
+    weighting: str = "uniform"
+    min_snr_gamma: float = 5.0
+    caption_dropout: float = 0.0
+    stage: str = "image_denoiser"
+    fields: tuple[str, ...] = ("frames", "tokens")
+    no_decay: str = r"temporal|injection|cond_down"
+
+    def init(self, key: jax.Array) -> Any:
+        """{'unet', 'text'}."""
+        return self.networks.init_denoiser(key)
+
+    def loss(self, params: Any, frozen: Any, batch: Batch, keys: jax.Array) -> Loss:
+        """batch: frames uint8 [B, l, H, W, 3], tokens int32 [B, l, N]. Metric: mse, without the weight w(t)."""
+        encode_keys, caption_keys, time_keys, noise_keys = _split(keys, 4)
+        size, count = batch["frames"].shape[:2]
+        diffusion = self.networks.diffusion
+        pixels = networks_lib.to_float(batch["frames"])
+        images = pixels.reshape(size * count, 1, *pixels.shape[2:])  # clips of one frame
+        shape = (count, *self.networks.latent_shape)
+        x0 = _latents(self.networks, frozen, images, _normal(encode_keys, shape))[:, 0]  # [N, h, w, c]
+        null = jnp.asarray(self.networks.null_tokens(), batch["tokens"].dtype)
+        dropped = jax.vmap(lambda key: jax.random.uniform(key, (count,)))(caption_keys) < self.caption_dropout
+        tokens = jnp.where(dropped[..., None], null, batch["tokens"]).reshape(size * count, -1)
+        t = jnp.ravel(_clip_times(time_keys, count, diffusion.num_timesteps))
+        eps = _normal(noise_keys, shape).reshape(x0.shape)
+        text = self.networks.text_states(params["text"], tokens)
+        prediction = self.networks.denoise_images(params, diffusion.q_sample(x0, t, eps), t, text)
+        loss, mse = losses.denoising_loss(
+            diffusion, prediction, x0, eps, t, weighting=self.weighting, gamma=self.min_snr_gamma
+        )  # [N], [N]
+        return jnp.mean(loss), {"mse": metrics.average(mse)}
+
+
 @dataclasses.dataclass(frozen=True)
 class DenoiserTask:
     """The MTD denoiser, one network for every level (or, with `level`, for one).
@@ -153,9 +217,8 @@ class DenoiserTask:
 
     def encode(self, frozen: Any, video: jax.Array, keys: jax.Array) -> jax.Array:
         """Float pixels [B, L, H, W, 3] to a scaled posterior sample [B, L, h, w, c]; no gradient."""
-        mean, logvar = self.networks.encode(frozen["vae"], video, temporal=True)
-        z = mean + jnp.exp(0.5 * logvar) * _normal(keys, mean.shape[1:])
-        return jax.lax.stop_gradient((z - frozen["latent_shift"]) * frozen["latent_scale"])
+        shape = (video.shape[1], *self.networks.latent_shape)
+        return _latents(self.networks, frozen, video, _normal(keys, shape))
 
     def given_frames(self, level: jax.Array, length: int, keys: jax.Array) -> jax.Array:
         """1.0 where a frame is given, float32 [B, L]."""
@@ -221,7 +284,7 @@ def latent_moments(networks: networks_lib.Networks, vae_params: Any, frames: jax
 
 
 def build(config: ml_collections.ConfigDict, stage: str) -> Task:
-    """The task of a stage: 'image_vae', 'vae', 'denoiser' or 'denoiser_<level>'."""
+    """The task of a stage: 'image_vae', 'vae', 'image_denoiser', 'denoiser' or 'denoiser_<level>'."""
     section = stage if stage in config.train else "denoiser"
     networks = networks_lib.build(config, config.train[section].dtype)
     if section in ("image_vae", "vae"):
@@ -229,6 +292,13 @@ def build(config: ml_collections.ConfigDict, stage: str) -> Task:
             networks, temporal=section == "vae", recon=config.vae.loss, kl_weight=config.vae.kl_weight, stage=stage
         )
     process = config.diffusion
+    if section == "image_denoiser":
+        return ImageDenoiserTask(
+            networks,
+            weighting=process.weighting,
+            min_snr_gamma=process.min_snr_gamma,
+            caption_dropout=process.caption_dropout,
+        )
     return DenoiserTask(
         networks,
         depth=config.hierarchy.depth,

@@ -63,6 +63,15 @@ def test_single_frames_cover_the_episode():
     assert {clip.level for clip in drawn} == {0}
 
 
+def test_scattered_frames_come_one_by_one_from_the_whole_episode():
+    images = clips.ClipSampler(16, 3, 4, (1, 1, 1), scattered=True)
+    drawn = draw(images, 10)  # too short for any segment
+    index = np.array([clip.index for clip in drawn])
+    assert index.shape == (2000, 4) and {clip.level for clip in drawn} == {0} and images.min_frames == 1
+    np.testing.assert_allclose(np.bincount(index.ravel()) / index.size, np.full(10, 0.1), atol=0.02)
+    assert abs(np.corrcoef(index[:, 0], index[:, 1])[0, 1]) < 0.1
+
+
 def test_short_episodes_serve_the_levels_that_fit():
     full = sampler()
     assert full.levels(3376).tolist() == [0, 1, 2]

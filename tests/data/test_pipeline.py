@@ -45,6 +45,7 @@ def tiny_config(**data):
     config = config_lib.default()
     config.hierarchy.update(segment_length=4, depth=3)
     config.train.vae.update(batch_size=8, clip_length=3)
+    config.train.image_denoiser.update(batch_size=8, clip_length=3)
     config.train.denoiser.update(batch_size=8, clip_length=4)
     config.data.update(dict(num_threads=2, prefetch=1) | data)
     return config
@@ -90,6 +91,18 @@ def test_a_batch_holds_what_it_says(stage, length):
     np.testing.assert_array_equal(batch["tokens"], expected)
     if stage != "image_vae":
         assert len(set(batch["level"].tolist())) > 1
+
+
+def test_image_stages_read_scattered_frames_with_their_captions():
+    (batch,), _ = batches(1, tiny_config(), "image_denoiser", batch_size=8)
+    pixels = batch["frames"][:, :, 0, 0].astype(int)
+    index = pixels[:, :, 1] * 256 + pixels[:, :, 2]
+    assert index.shape == (8, 3) and not batch["level"].any()
+    np.testing.assert_array_equal(index[:, 0], batch["start"])
+    assert len({tuple(np.diff(row)) for row in index.tolist()}) == 8  # no stride
+    tokenizer = text.make_tokenizer("words", vocab_size=512, max_tokens=20)
+    expected = [tokenizer.encode_batch([f"star {frame // 7}" for frame in row]) for row in index.tolist()]
+    np.testing.assert_array_equal(batch["tokens"], expected)
 
 
 @pytest.mark.parametrize("count", [2, 4])

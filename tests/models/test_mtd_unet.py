@@ -1,5 +1,7 @@
 """MTD U-Net: identity at init, prompt locality, symmetric injection, context computed once."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +55,17 @@ def test_at_init_it_is_its_per_frame_image_network(network):
     per_frame = image.apply({"params": shared(kept, params["params"])}, **inputs)
     assert float(jnp.abs(out).max()) > 1e-2
     np.testing.assert_array_equal(out, per_frame)
+    # And that is what `denoise_images` computes, whatever the other layers have become.
+    x_t, text = inputs["x_t"].reshape(8, 4, 4, 3), inputs["text"].reshape(8, 5, 6)
+    frames = dict(x_t=x_t, t=jnp.repeat(inputs["t"], 4), text=text)
+    images = module.apply(params, **frames, method="denoise_images")
+    np.testing.assert_allclose(images.reshape(out.shape), out, atol=1e-5)
+    not_spatial = re.compile("temporal|injection|cond_down|level_embedding")
+    trained = jax.tree_util.tree_map_with_path(
+        lambda path, p: p + 0.3 if not_spatial.search(jax.tree_util.keystr(path)) else p, params
+    )
+    assert float(jnp.abs(_apply(module, trained, **inputs) - out).max()) > 1e-2
+    np.testing.assert_array_equal(module.apply(trained, **frames, method="denoise_images"), images)
 
 
 def test_prompt_l_reaches_frame_l_alone_until_a_temporal_layer():

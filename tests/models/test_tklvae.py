@@ -33,6 +33,22 @@ def test_at_init_it_is_bit_for_bit_the_image_vae_on_each_frame():
     np.testing.assert_allclose(out.reshape(single.shape), single, atol=1e-5)
 
 
+def _perturbed(params):
+    return jax.tree.map(lambda x: x + 0.05 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), params)
+
+
+def test_a_still_clip_is_alike_at_every_length_and_place():
+    """With edge padding no frame knows that the clip ends beside it; with zero padding the first and the last do."""
+    module, params = _init()
+    params, image = _perturbed(params), _video(length=1)
+    alone, _ = module.apply(params, image, method="encode")
+    still, _ = module.apply(params, jnp.repeat(image, 5, axis=1), method="encode")
+    np.testing.assert_allclose(still, jnp.broadcast_to(alone, still.shape), atol=2e-5)
+    module, _ = _init(temporal_padding="zero")
+    still, _ = module.apply(params, jnp.repeat(image, 5, axis=1), method="encode")
+    assert float(jnp.abs(still[:, 0] - still[:, 2]).max()) > 1e-3
+
+
 def test_random_temporal_init_is_not_the_image_vae():
     module, params = _init(temporal_init="random")
     video = _video()
@@ -41,8 +57,7 @@ def test_random_temporal_init_is_not_the_image_vae():
 
 def test_once_trained_frames_see_each_other_and_without_temporal_layers_they_do_not():
     module, params = _init()
-    params = jax.tree.map(lambda x: x + 0.05 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), params)
-    video = _video()
+    params, video = _perturbed(params), _video()
     changed = video.at[:, 2].multiply(-0.5)
     delta = jnp.abs(module.apply(params, changed)[0] - module.apply(params, video)[0]).max((0, 2, 3, 4))
     assert (delta > 1e-6).all()

@@ -1,4 +1,4 @@
-"""What the two tasks feed their networks, seen through networks of one line each."""
+"""What the tasks feed their networks, seen through networks of one line each."""
 
 import importlib.util
 import pathlib
@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nuwaxl_jax import config as config_lib
 from nuwaxl_jax import partitioning
 from nuwaxl_jax.diffusion import gaussian
 from nuwaxl_jax.training import checkpoint
 from nuwaxl_jax.training import interrupts
 from nuwaxl_jax.training import loop
 from nuwaxl_jax.training import metrics
+from nuwaxl_jax.training import optim
 from nuwaxl_jax.training import state as state_lib
 from nuwaxl_jax.training import steps
 from nuwaxl_jax.training import tasks
@@ -28,6 +30,7 @@ class FakeNetworks:
     def __init__(self, answer=None, logvar=-30.0):
         self.diffusion = gaussian.GaussianDiffusion.create(schedule="cosine", num_timesteps=10, prediction="x0")
         self.answer, self.logvar, self.seen = answer, logvar, {}
+        self.latent_shape = (SIDE, SIDE, 3)
 
     def encode(self, params, frames, temporal=True):
         self.seen["temporal"] = temporal
@@ -43,6 +46,10 @@ class FakeNetworks:
 
     def denoise(self, params, x_t, t, text, cond, cond_mask, level):
         self.seen.update(x_t=x_t, t=t, text=text, cond=cond, cond_mask=cond_mask, level=level)
+        return x_t * params["gain"] if self.answer is None else self.answer(**self.seen)
+
+    def denoise_images(self, params, x_t, t, text):
+        self.seen.update(x_t=x_t, t=t, text=text)
         return x_t * params["gain"] if self.answer is None else self.answer(**self.seen)
 
     def null_tokens(self):
@@ -237,6 +244,68 @@ def _tiny():
     return module.get_config("tiny")
 
 
+def test_image_denoiser_sees_each_frame_as_an_image_of_its_own():
+    """The answer 0 costs the mean square of the latents; what the network saw tells the rest."""
+    networks = FakeNetworks()
+    networks.answer = lambda x_t, **_: jnp.zeros_like(x_t)
+    task = tasks.ImageDenoiserTask(networks, caption_dropout=0.5)
+    batch = _batch()
+    loss, values = task.loss(PARAMS, FROZEN, batch, _keys())
+    x0 = _x0(batch)
+    assert loss == pytest.approx(np.mean(x0**2), rel=1e-5)  # prediction x0, target x0
+    assert metrics.to_host(values)[0]["mse"] == pytest.approx(np.mean(x0**2), rel=1e-5)
+    seen = networks.seen
+    assert seen["temporal"] is True and seen["x_t"].shape == (B * L, SIDE, SIDE, 3)
+    # Timesteps: those of a clip are spread evenly over the 10 there are, and clips differ.
+    t = np.asarray(seen["t"]).reshape(B, L)
+    assert (np.diff(np.sort(t, axis=1), axis=1) == 2).all() and len({tuple(row) for row in t.tolist()}) > 1
+    # Noise: what is left of x_t without the picture is standard normal, and no two images share it.
+    ac = networks.diffusion.alphas_cumprod[np.asarray(seen["t"])][:, None, None, None]
+    eps = (np.asarray(seen["x_t"]) - np.sqrt(ac) * x0.reshape(seen["x_t"].shape)) / np.sqrt(1 - ac)
+    assert abs(eps.mean()) < 0.1 and eps.std() == pytest.approx(1.0, abs=0.1)
+    assert np.abs(np.corrcoef(eps.reshape(B * L, -1)) - np.eye(B * L)).max() < 0.8
+    # Captions are dropped image by image.
+    tokens = np.asarray(batch["tokens"]).reshape(B * L, N)
+    dropped = (np.asarray(seen["text"])[..., 0] == NULL).all(axis=1)
+    np.testing.assert_array_equal(np.asarray(seen["text"])[~dropped, :, 0], tokens[~dropped])
+    assert 0 < dropped.sum() < B * L
+
+
+def test_image_training_leaves_what_images_do_not_use_as_it_is():
+    """Temporal layers, injections and the level embedding: no gradient, no decay. All else learns."""
+    config = _tiny()
+    task = tasks.build(config, "image_denoiser")
+    params = jax.jit(task.init)(jax.random.key(0))
+    # The last convolution starts at zero and hides all gradients but its own.
+    params["unet"]["conv_out"]["kernel"] += 0.1
+    frozen = {
+        "vae": jax.jit(task.networks.init_vae)(jax.random.key(1)),
+        "latent_shift": jnp.zeros(4),
+        "latent_scale": jnp.ones(4),
+    }
+    rng = np.random.default_rng(0)
+    batch = {
+        "frames": jnp.asarray(rng.integers(0, 256, (4, 2, 16, 16, 3), dtype=np.uint8)),
+        "tokens": jnp.asarray(rng.integers(3, 60, (4, 2, 20)), jnp.int32),
+    }
+    keys = jax.random.split(jax.random.key(3), 4)
+    grads = jax.jit(jax.grad(lambda p: task.loss(p, frozen, batch, keys)[0]))(params)
+    decayed = {
+        partitioning.path_name(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(optim.decay_mask(params, task.no_decay))
+    }
+    unused = ("temporal", "injection", "cond_down", "level_embedding")
+    names = []
+    for path, gradient in jax.tree_util.tree_leaves_with_path(grads):
+        name = partitioning.path_name(path)
+        if any(word in name for word in unused):
+            names.append(name)
+            assert not np.any(gradient) and not decayed[name], name
+        elif name.endswith("proj_out/kernel") or "conv2/kernel" in name:
+            assert np.any(gradient), name  # what starts at zero has a gradient; what is behind it has none yet
+    assert len(names) > 20
+
+
 def test_build_reads_the_config():
     config = _tiny()
     config.diffusion.first_only_prob = 0.125
@@ -249,10 +318,10 @@ def test_build_reads_the_config():
 
 def test_stages_of_shared_and_separate_weights():
     config = _tiny()
-    assert loop.stages(config) == ("image_vae", "vae", "denoiser")
+    assert loop.stages(config) == ("image_vae", "vae", "image_denoiser", "denoiser")
     config.mtd.weights = "per_level"
-    assert loop.stages(config) == ("image_vae", "vae", "denoiser_0", "denoiser_1", "denoiser_2")
-    assert [loop.section_of(stage) for stage in loop.stages(config)][2:] == ["denoiser"] * 3
+    assert loop.stages(config) == ("image_vae", "vae", "image_denoiser", "denoiser_0", "denoiser_1", "denoiser_2")
+    assert [loop.section_of(stage) for stage in loop.stages(config)][2:] == ["image_denoiser"] + ["denoiser"] * 3
 
 
 def _eight():
@@ -300,7 +369,7 @@ def test_the_real_denoiser_trains_alike_on_one_and_eight_devices():
 def test_the_real_stages_resume_to_the_same_bytes(tmp_path, capsys):
     """Every stage of the tiny preset: the whole run, and one stopped within each stage."""
     loop.train(_eight(), str(tmp_path / "a"))
-    stops = iter([3, 5, 2])
+    stops = iter([3, 5, 2, 4])
     done = False
 
     class StopOnce(interrupts.Interrupt):
@@ -322,12 +391,12 @@ def test_the_real_stages_resume_to_the_same_bytes(tmp_path, capsys):
                 done = True
             except SystemExit as left:
                 assert left.code == 42
-    for stage in ("image_vae", "vae", "denoiser"):
+    for stage in config_lib.STAGES:
         a, b = (checkpoint.restore_ema(tmp_path / run, stage) for run in "ab")
         jax.tree.map(np.testing.assert_array_equal, a, b)
     capsys.readouterr()
     loop.train(_eight(), str(tmp_path / "b"))
-    assert capsys.readouterr().out.count("skipped") == 3
+    assert capsys.readouterr().out.count("skipped") == 4
     other = _eight()
     other.unet.channels = 16
     with pytest.raises(ValueError, match="another config: unet.channels 8 -> 16"):
