@@ -232,6 +232,15 @@ def validate(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         "exceeds 1 together with unconditional_prob",
         "lower one of them",
     )
+    _require(
+        config.vae.temporal_init == "identity"
+        or config.vae.temporal == "none"
+        or "image_vae" not in config.train.stages
+        or "vae" in config.train.stages,
+        "vae.temporal_init",
+        "random temporal layers that no stage trains",
+        "add 'vae' to train.stages or use identity",
+    )
     _check_models(config)
     _check_hierarchy(config)
     for name in config.train.stages:

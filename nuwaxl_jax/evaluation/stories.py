@@ -180,18 +180,17 @@ def tell(
       {way: {'summary', 'stories': [score, ...], and medians of 'cost' or means of 'psnr' and 'ssim'}} for
       'ground_truth', 'vae_ceiling', 'nuwa_xl' and 'autoregressive'.
     """
-    num_groups = -(-num_stories // GROUP)
-    source = held_out(config, num_groups * GROUP, num_frames)
+    source = held_out(config, num_stories, num_frames)
     index = np.arange(num_frames)
     results: dict[str, dict[int, dict]] = {way: {} for way in WAYS}
     for first in range(0, num_stories, GROUP):
-        members = range(first, first + GROUP)
+        members = range(first, min(first + GROUP, num_stories))
         captions = [source.captions(i, index) for i in members]
         for way in WAYS:
             known = {i: ledger.read(way, i) for i in members} if ledger else {i: None for i in members}
             if None in known.values():
-                told = _tell_group(way, members, config, networks, bundle, captions, lambda i: source.frames(i, index))
-                for story, frames, extra in told:
+                read = functools.partial(source.frames, index=index)
+                for story, frames, extra in _tell_group(way, members, config, networks, bundle, captions, read):
                     score = story_score.story_score(
                         frames, captions[story - first], segment_length=config.hierarchy.segment_length
                     )

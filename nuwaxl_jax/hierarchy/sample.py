@@ -113,7 +113,7 @@ def generate(
     sample_segments = sampler_of(config, networks)
     handover = segments_lib.make_pixel_handover(networks) if tree.handover == "pixel" else None
     calls = [
-        config.sampler.steps[p.network_level] * (1 if config.sampler.guidance[p.network_level] == 1.0 else 2)
+        config.sampler.steps[p.network_level] * (1 if config.sampler.guidance[p.network_level] in (0.0, 1.0) else 2)
         for p in plans
     ]
     report = Progress(plans, calls, videos) if progress else None

@@ -16,9 +16,8 @@ CONFIG = f"--config={ROOT}/configs/toons.py:tiny"
 
 
 def _command(*arguments, cwd=ROOT):
-    # One device, as a user's laptop has; XLA's own cache keeps repeated compilations cheap.
-    env = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONWARNINGS="ignore")
-    env.pop("XLA_FLAGS", None)
+    # The devices that the command itself chooses; programs are tiny, so compile them fast.
+    env = dict(os.environ, PYTHONWARNINGS="ignore", XLA_FLAGS="--xla_backend_optimization_level=0")
     return subprocess.run(
         [sys.executable, "-m", "nuwaxl_jax.main", *arguments],
         capture_output=True,
@@ -81,6 +80,29 @@ def test_pixel_handover_and_sliding_window_by_flag(workdir, tmp_path):
         done = _command("--mode=sample", f"--workdir={workdir}", f"--story={workdir}/story.txt", "--frames=10", flag)
         assert done.returncode == 0, done.stderr[-2000:]
         assert json.loads((workdir / "story.json").read_text())["frames"] == 10
+
+
+def test_evaluation_goes_on_where_it_stopped(workdir):
+    evaluate = ("--mode=eval", f"--workdir={workdir}", "--stories=1")
+    done = _command(*evaluate)
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = json.loads((workdir / "eval" / "eval.json").read_text())
+    assert record["protocol"]["stories"] == 1 and record["protocol"]["frames"] == 28
+    assert list(record["denoising"]["levels"]) == ["0", "1", "2"]
+    ways = record["stories"]
+    assert list(ways) == ["autoregressive", "ground_truth", "nuwa_xl", "vae_ceiling"]  # JSON sorts them
+    assert ways["vae_ceiling"]["psnr"] < 30 and ways["nuwa_xl"]["cost"]["serial_denoiser_calls"] > 0
+    for name in ("curves.png", "story0.png"):
+        assert (workdir / "eval" / name).read_bytes().startswith(b"\x89PNG")
+    # One result is lost: it alone is made again, and alike.
+    [lost] = (workdir / "eval" / "scores").glob("*/nuwa_xl_0000.json")
+    lost.unlink()
+    again = _command(*evaluate)
+    assert again.returncode == 0 and again.stderr.count(", story ") == 1, again.stderr[-2000:]
+    assert (
+        json.loads((workdir / "eval" / "eval.json").read_text())["stories"]["nuwa_xl"]["stories"]
+        == ways["nuwa_xl"]["stories"]
+    )
 
 
 @pytest.mark.slow
