@@ -1,9 +1,10 @@
 """Seconds of the tree against the sliding window, and of every stage of the main job.
 
-    python experiments/speed/run.py [--frames 16,226,1024,3376] [--repeats 3] [--weights shipped]
+    python experiments/speed/run.py [--frames 16,226,1024,3376] [--repeats 3] [--weights shipped] [--cpu_devices 0]
 
 Both strategies run the same networks, the same story and the same sampler settings of the finest level, one after the
-other in one process, alternating; compilation is measured apart. Writes results.json and plot.png beside this file.
+other in one process, alternating, over all devices (a CPU shows as one a core, as in the main job; one video's window
+cannot use more than one); compilation is measured apart. Writes results.json and plot.png beside this file.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import numpy as np
 
 from nuwaxl_jax import files
 from nuwaxl_jax import networks as networks_lib
+from nuwaxl_jax import partitioning
 from nuwaxl_jax import weights as weights_lib
 from nuwaxl_jax.hierarchy import decode
 from nuwaxl_jax.hierarchy import sample
@@ -35,13 +37,14 @@ def measure(config, networks, bundle, strategy: str, num_frames: int, repeats: i
     with config.unlocked():
         config.hierarchy.strategy = strategy
     prompts, index = story_lib.Story.load(STORY).frame_prompts(num_frames)
+    mesh = partitioning.make_mesh()
     first = time.perf_counter()
-    made = sample.generate(config, networks, bundle, prompts, index[None], progress=False)
+    made = sample.generate(config, networks, bundle, prompts, index[None], mesh=mesh, progress=False)
     first = time.perf_counter() - first
     runs, levels = [], []
     for _ in range(repeats):
         start = time.perf_counter()
-        made = sample.generate(config, networks, bundle, prompts, index[None], progress=False)
+        made = sample.generate(config, networks, bundle, prompts, index[None], mesh=mesh, progress=False)
         runs.append(time.perf_counter() - start)
         levels.append([t["seconds"] for t in made.timings])
     return {
@@ -103,12 +106,15 @@ def main() -> None:
     parser.add_argument("--frames", default="16,226,1024,3376")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--weights", default="shipped")
+    parser.add_argument("--cpu_devices", type=int, default=0, help="0 = one a core")
     arguments = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", arguments.cpu_devices or os.cpu_count())
     path = weights_lib.shipped_path() if arguments.weights == "shipped" else arguments.weights
     bundle, config, card = weights_lib.load(path)
     networks = networks_lib.build(config)
     machine = {
         "cores": os.cpu_count(),
+        "devices": jax.device_count(),
         "backend": jax.default_backend(),
         "jax": jax.__version__,
         "processor": platform.machine(),
