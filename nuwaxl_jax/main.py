@@ -63,9 +63,14 @@ def _load_bundle() -> tuple[Any, Any, dict]:
         path = weights_lib.shipped_path() if source in ("", _SHIPPED) else source
         bundle, config, card = weights_lib.load(path)
     print(f"weights: {card.get('file', FLAGS.workdir)}", file=sys.stderr)
+    trained = config.hierarchy.handover
     for field, value in config_flags.get_override_values(FLAGS["config"]).items():
         with config.unlocked():
             config.update_from_flattened_dict({field: value})
+    asked = config.hierarchy.handover
+    if asked != trained:  # the networks have seen no such condition
+        problem = f"these weights were trained with {trained!r}, not {asked!r}"
+        raise config_lib.ConfigError(f"config.hierarchy.handover: {problem}; train with the flag, or leave it out")
     return bundle, config_lib.validate(config), card
 
 

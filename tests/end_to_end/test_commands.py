@@ -75,11 +75,13 @@ def test_export_and_sampling_from_the_file_give_the_same_video(workdir, tmp_path
     assert len(meta["timings"]["levels"]) == 2  # 5 frames need two levels of the tree
 
 
-def test_pixel_handover_and_sliding_window_by_flag(workdir, tmp_path):
-    for flag in ("--config.hierarchy.handover=pixel", "--config.hierarchy.strategy=autoregressive"):
-        done = _command("--mode=sample", f"--workdir={workdir}", f"--story={workdir}/story.txt", "--frames=10", flag)
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert json.loads((workdir / "story.json").read_text())["frames"] == 10
+def test_sliding_window_by_flag_and_another_handover_than_trained_is_refused(workdir):
+    command = ("--mode=sample", f"--workdir={workdir}", f"--story={workdir}/story.txt", "--frames=10")
+    done = _command(*command, "--config.hierarchy.strategy=autoregressive")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((workdir / "story.json").read_text())["frames"] == 10
+    refused = _command(*command, "--config.hierarchy.handover=pixel")
+    assert refused.returncode == 2 and "trained with 'latent', not 'pixel'" in refused.stderr
 
 
 def test_evaluation_goes_on_where_it_stopped(workdir):

@@ -67,6 +67,7 @@ def settings(**overrides):
     fields = dict(
         batch_size=8,
         num_steps=10,
+        optimizer="adamw",
         learning_rate=1e-2,
         warmup_steps=2,
         lr_schedule="cosine",
