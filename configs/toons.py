@@ -5,8 +5,7 @@
 preset  what it is                                               on 2 CPU cores
 tiny    every part at its smallest, for tests                    seconds
 quick   from nothing to a recognisable video                     meant for 20 minutes, not timed yet
-small   the shipped model (its card says what was run)           0.1 s an image step, 0.5 s a clip step of the VAE,
-                                                                 0.75 s a denoiser step, with --cpu_devices=2
+small   the shipped model (experiments/toons_small)              90 minutes with --cpu_devices=2
 """
 
 import ml_collections
