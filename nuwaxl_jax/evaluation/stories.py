@@ -31,7 +31,7 @@ from nuwaxl_jax.hierarchy import story as story_lib
 
 GENERATORS = {"nuwa_xl": "diffusion_over_diffusion", "autoregressive": "autoregressive"}
 WAYS = ("ground_truth", "vae_ceiling", *GENERATORS)
-GROUP = 2  # stories generated together: the window's only parallelism. Of no other number, so that noise never moves
+GROUP = 2  # stories generated together, the window's only parallelism; a constant, for their noise is drawn by group
 
 # on_video(way, story, frames), for each video that is made.
 OnVideo = Callable[[str, int, np.ndarray], None]
