@@ -32,6 +32,7 @@ def _stage(**overrides: Any) -> ml_collections.ConfigDict:
             num_steps=1000,  # optimiser steps; the stage is finished at this step
             optimizer="muon",  # muon | adamw
             learning_rate=1e-3,  # peak
+            pretrained_lr_ratio=1.0,  # rate of the layers that an image stage trained before, over that of new ones
             warmup_steps=100,  # linear warm-up from 0
             lr_schedule="cosine",  # cosine | constant, after the warm-up
             min_lr_ratio=0.02,  # the cosine ends at learning_rate * min_lr_ratio
@@ -62,7 +63,7 @@ def _data() -> ml_collections.ConfigDict:
             num_episodes=100_000,  # toons: training episodes in one epoch (each made from its own seed)
             num_eval_episodes=64,  # toons: held-out episodes in the valid and in the test split
             episode_frames=4096,  # toons: frames an episode; at least one full window
-            level_weights=(1.0, 1.0, 1.0),  # how often a training clip has the stride of level 0, 1, ...
+            level_weights=(1.0, 3.0, 3.0),  # how often a training clip has the stride of level 0, 1, ...
             num_workers=0,  # processes that decode; 0 = threads of this process
             num_threads=1,  # threads that decode when num_workers is 0
             prefetch=4,  # batches ready ahead of the step
@@ -106,6 +107,9 @@ def _models() -> dict[str, ml_collections.ConfigDict]:
             cond_channels=32,  # of the condition's down-convolutions [ours]
             temporal="conv_attn",  # none | conv | conv_attn [P]
             injection="down_up",  # none | top_up | up | down_up: Table 2b; down_up is the paper's [P]
+            # What the condition holds at frames to be made, at level 0, 1, ...: zero, masked [P] | linear, a blend of
+            # the given frames [ours].
+            condition_fill=("zero", "zero", "linear"),
         )
     )
     # weights: shared = one network with a level embedding [ours]; per_level = one network a level
@@ -170,7 +174,14 @@ def default() -> ml_collections.ConfigDict:
                 image_denoiser=_stage(
                     batch_size=32, clip_length=4, num_steps=1600, learning_rate=5e-3, ema_decay=0.998
                 ),
-                denoiser=_stage(batch_size=8, clip_length=16, num_steps=3200, learning_rate=4e-3, ema_decay=0.998),
+                denoiser=_stage(
+                    batch_size=8,
+                    clip_length=16,
+                    num_steps=4000,
+                    learning_rate=4e-3,
+                    pretrained_lr_ratio=0.2,
+                    ema_decay=0.998,
+                ),
             ),
             mesh=dict(
                 data=-1,  # devices along the batch; -1 = all that are left

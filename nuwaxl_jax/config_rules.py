@@ -79,6 +79,12 @@ def _check_stage(config: ml_collections.ConfigDict, name: str) -> None:
         f"unknown optimiser {stage.optimizer!r}",
         "use adamw or muon",
     )
+    _require(
+        stage.pretrained_lr_ratio == 1 or (stage.pretrained_lr_ratio >= 0 and name not in IMAGE_STAGES),
+        f"{field}.pretrained_lr_ratio",
+        f"{stage.pretrained_lr_ratio} is negative, or the stage has no layers that another trained before",
+        "use 1, or 0 and more in vae and denoiser",
+    )
     _require(stage.num_steps >= 1, f"{field}.num_steps", "must be at least 1", "set the number of optimiser steps")
     _require(stage.log_every >= 1, f"{field}.log_every", "must be at least 1", "set steps between log lines")
     _require(stage.checkpoint_every >= 1, f"{field}.checkpoint_every", "must be at least 1", "set steps between them")
@@ -157,6 +163,7 @@ def _check_hierarchy(config: ml_collections.ConfigDict) -> None:
         ("sampler.steps", config.sampler.steps),
         ("sampler.guidance", config.sampler.guidance),
         ("data.level_weights", config.data.level_weights),
+        ("unet.condition_fill", config.unet.condition_fill),
     ):
         _require(
             len(values) == tree.depth,
@@ -164,6 +171,12 @@ def _check_hierarchy(config: ml_collections.ConfigDict) -> None:
             f"{len(values)} entries for {tree.depth} levels",
             "give one a level of hierarchy.depth",
         )
+    _require(
+        set(config.unet.condition_fill) <= {"zero", "linear"},
+        "unet.condition_fill",
+        f"{tuple(config.unet.condition_fill)} has an unknown one",
+        "choose zero or linear",
+    )
     _require(
         min(config.data.level_weights) >= 0 and sum(config.data.level_weights) > 0,
         "data.level_weights",

@@ -129,6 +129,7 @@ def build(config: ml_collections.ConfigDict, dtype: str = "float32") -> Networks
             "cond_channels",
             "temporal",
             "injection",
+            "condition_fill",
         )
     }
     text_fields = {k: config.text[k] for k in ("vocab_size", "max_tokens", "width", "num_layers", "num_heads")}

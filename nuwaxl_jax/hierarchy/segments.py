@@ -44,8 +44,8 @@ def make_sample_segments(
 
         def denoiser(text: jax.Array, copies: int = 1) -> samplers.DenoiseFn:
             given = (jnp.concatenate([x] * copies) for x in (cond, cond_mask))
-            context = networks.unet.apply(unet, text, *given, method="context")
             levels = jnp.full(len(text), level, jnp.int32)
+            context = networks.unet.apply(unet, text, *given, levels, method="context")
             return lambda x_t, t: networks.unet.apply(unet, x_t, t, levels, context, method="denoise")
 
         text = params["text"][which][prompt_index]  # [n, L, N, D]

@@ -25,6 +25,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from nuwaxl_jax.models import condition
 from nuwaxl_jax.models import layers
 
 Context = dict[str, Any]
@@ -180,6 +181,7 @@ class MTDUNet(nn.Module):
     `[B, L, h, w, c]` in float32.
 
     num_levels: 0 = no level embedding (one network a level); otherwise the levels of the tree that share weights.
+    condition_fill: 'zero' or 'linear' a level (module `condition`); () is 'zero' at every level.
     """
 
     out_channels: int
@@ -193,6 +195,7 @@ class MTDUNet(nn.Module):
     temporal: str = "conv_attn"
     injection: str = "down_up"
     num_levels: int = 0
+    condition_fill: Sequence[str] = ()
     dtype: layers.Dtype = jnp.float32
 
     def _block(self, level: int, side: str, index: int) -> MTDBlock:
@@ -242,8 +245,11 @@ class MTDUNet(nn.Module):
         self.norm_out = layers.GroupNorm(silu=True, epsilon=1e-5, dtype=self.dtype)
         self.conv_out = layers.Conv2D(self.out_channels, zero_init=True, dtype=self.dtype)
 
-    def context(self, text: jax.Array, cond: jax.Array, cond_mask: jax.Array) -> Context:
+    def context(self, text: jax.Array, cond: jax.Array, cond_mask: jax.Array, level: jax.Array) -> Context:
         """Everything the blocks need of the segment's own inputs; independent of x_t and t."""
+        if "linear" in self.condition_fill:
+            filled = jnp.array([name == "linear" for name in self.condition_fill])[level]  # [B]
+            cond = jnp.where(filled[:, None, None, None, None], condition.fill(cond, cond_mask), cond)
         text, cond, mask = (layers.fold(x).astype(self.dtype) for x in (text, cond, cond_mask))
         scales = [(cond, mask)]
         for conv in self.cond_down:  # the paper's cascade of down-convolutions
@@ -311,4 +317,4 @@ class MTDUNet(nn.Module):
             raise ValueError(f"MTDUNet needs [B, L, h, w, c] with h and w multiples of {factor}, got {x_t.shape}")
         if cond.shape != x_t.shape or cond_mask.shape != (*x_t.shape[:-1], 1):
             raise ValueError(f"MTDUNet: cond {cond.shape} and cond_mask {cond_mask.shape} do not fit x_t {x_t.shape}")
-        return self.denoise(x_t, t, level, self.context(text, cond, cond_mask))
+        return self.denoise(x_t, t, level, self.context(text, cond, cond_mask, level))

@@ -55,7 +55,10 @@ def _due(step: int, every: int, last: int) -> bool:
 
 
 def optimizer_of(
-    settings: ml_collections.ConfigDict, no_decay: str = "", mesh: jax.sharding.Mesh | None = None
+    settings: ml_collections.ConfigDict,
+    no_decay: str = "",
+    mesh: jax.sharding.Mesh | None = None,
+    new_layers: str = "",
 ) -> tuple[Any, Any]:
     """(optimizer, schedule) of config.train.<stage>."""
     curve = dict(
@@ -73,6 +76,8 @@ def optimizer_of(
         b2=settings.b2,
         grad_clip=settings.grad_clip,
         no_decay=no_decay,
+        new_layers=new_layers,
+        pretrained_lr_ratio=settings.pretrained_lr_ratio,
         mesh=mesh,
     )
     return optimizer, optim.make_schedule(**curve)
@@ -133,7 +138,7 @@ def run_stage(
     partitioning.batch_size_divides(
         mesh, settings.batch_size // settings.accumulate, f"train.{task.stage}.batch_size / accumulate"
     )
-    optimizer, schedule = optimizer_of(settings, task.no_decay, mesh)
+    optimizer, schedule = optimizer_of(settings, task.no_decay, mesh, task.new_layers)
     frozen = jax.device_put(frozen, partitioning.replicate(mesh))
     with contextlib.ExitStack() as stack:
         saver = checkpoint.Checkpointer(os.path.join(directory, "checkpoints"), settings.keep)
@@ -301,14 +306,20 @@ def frozen_of(config: ml_collections.ConfigDict, workdir: str, stage: str) -> di
     return dict(vae=checkpoint.restore_ema(workdir, vae_stage(config, workdir)), **latent_stats(config, workdir))
 
 
-def _first_params(workdir: str, stage: str) -> Any:
-    """What a new stage starts from, or None: the EMA of the image stage, or of the level above for denoiser_<level>."""
+def _stage_before(workdir: str, stage: str) -> str:
+    """The stage whose EMA this one starts from: its image stage, or the level above; '' if it was not trained."""
     level = int(stage.removeprefix("denoiser_")) if stage.startswith("denoiser_") else 0
     if level > 0:
         before = f"denoiser_{level - 1}"
     else:
         before = {"vae": "image_vae", "denoiser": "image_denoiser"}.get(section_of(stage), "")
-    if not before or checkpoint.latest_step(workdir, before) is None:
+    return before if before and checkpoint.latest_step(workdir, before) is not None else ""
+
+
+def _first_params(workdir: str, stage: str) -> Any:
+    """The EMA of the stage before, or None."""
+    before = _stage_before(workdir, stage)
+    if not before:
         return None
     metrics.say(f"{stage}: starts from the EMA of {before}")
     return checkpoint.restore_ema(workdir, before)
@@ -337,6 +348,9 @@ def train(config: ml_collections.ConfigDict, workdir: str, hooks: Mapping[str, H
                 metrics.say(f"{stage}: finished at step {done}, skipped")
                 continue
             interrupt.leave_if_asked(stage)
+            if settings.pretrained_lr_ratio != 1 and not _stage_before(workdir, stage):
+                metrics.say(f"{stage}: no stage before it has trained its layers, so pretrained_lr_ratio is not used")
+                settings = ml_collections.ConfigDict(dict(settings, pretrained_lr_ratio=1.0))
             seed = (config.seed + zlib.crc32(stage.encode())) % 2**31  # each stage its own data order and noise
             iterator = _iterator(config, stage, seed)
             try:

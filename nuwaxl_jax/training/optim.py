@@ -79,6 +79,8 @@ def make_optimizer(
     b2: float = 0.999,
     grad_clip: float = 1.0,
     no_decay: str = "",
+    new_layers: str = "",
+    pretrained_lr_ratio: float = 1.0,
     mesh: Mesh | None = None,
 ) -> optax.GradientTransformation:
     """AdamW or Muon after clipping by the global norm.
@@ -95,6 +97,8 @@ def make_optimizer(
       b2: decay of the second moment.
       grad_clip: largest global norm of a gradient; 0 leaves gradients alone.
       no_decay: pattern of further paths that are not decayed.
+      new_layers: pattern of the paths that learn at the full rate.
+      pretrained_lr_ratio: learning rate of all other paths, over theirs.
       mesh: whose devices share Muon's work.
 
     Raises:
@@ -116,7 +120,17 @@ def make_optimizer(
     mask = functools.partial(decay_mask, no_decay=no_decay)
     decayed = optax.add_decayed_weights(weight_decay, mask)
     update = optax.chain(direction, decayed, optax.scale_by_learning_rate(schedule))
+    update = optax.chain(update, _slow_down(new_layers, pretrained_lr_ratio))
     return optax.chain(optax.clip_by_global_norm(grad_clip), update) if grad_clip > 0 else update
+
+
+def _slow_down(new_layers: str, ratio: float) -> optax.GradientTransformation:
+    """Multiplies the updates of the paths in which `new_layers` does not occur."""
+
+    def one(path, update):
+        return update if re.search(new_layers, partitioning.path_name(path)) else ratio * update
+
+    return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(one, updates))
 
 
 def ema_decay(step: jax.Array, limit: float) -> jax.Array:

@@ -1,7 +1,7 @@
 """What differs between training the T-KLVAE (NUWA-XL, section 3.1) and the MTD denoiser (section 3.2).
 
 A task has `stage`, `fields` (what it reads of a batch), `no_decay` (a pattern of paths that weight decay leaves
-alone), `init(key) -> params` and
+alone), `new_layers` (a pattern of paths that no stage before it trained), `init(key) -> params` and
 
     loss(params, frozen, batch, keys) -> (mean loss, dict of metrics.Average)
 
@@ -30,6 +30,7 @@ class Task(Protocol):
     stage: str
     fields: tuple[str, ...]
     no_decay: str
+    new_layers: str
 
     def init(self, key: jax.Array) -> Any:
         """New parameters, float32."""
@@ -76,6 +77,7 @@ class VAETask:
     kl_weight: float
     stage: str = "vae"
     fields: tuple[str, ...] = ("frames",)
+    new_layers: str = r"temporal"
 
     def __post_init__(self):
         if self.recon not in RECONSTRUCTIONS:
@@ -142,6 +144,7 @@ class ImageDenoiserTask:
     stage: str = "image_denoiser"
     fields: tuple[str, ...] = ("frames", "tokens")
     no_decay: str = r"temporal|injection|cond_down"
+    new_layers: str = ""
 
     def init(self, key: jax.Array) -> Any:
         """{'unet', 'text'}."""
@@ -206,6 +209,7 @@ class DenoiserTask:
     stage: str = "denoiser"
     fields: tuple[str, ...] = ("frames", "tokens", "level")
     no_decay: str = ""
+    new_layers: str = r"temporal|injection|cond_down|level_embedding"
 
     def __post_init__(self):
         if self.handover not in ("latent", "pixel"):

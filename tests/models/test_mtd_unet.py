@@ -88,7 +88,8 @@ def test_temporal_layers_carry_a_prompt_to_its_neighbours(network):
 def test_context_once_equals_the_whole_call(network):
     module, params = network
     params, inputs = _perturbed(params), _inputs()
-    ctx = module.apply(params, inputs["text"], inputs["cond"], inputs["cond_mask"], method="context")
+    given = (inputs["cond"], inputs["cond_mask"], inputs["level"])
+    ctx = module.apply(params, inputs["text"], *given, method="context")
     out = module.apply(params, inputs["x_t"], inputs["t"], inputs["level"], ctx, method="denoise")
     np.testing.assert_allclose(out, _apply(module, params, **inputs), atol=1e-5)
 

@@ -17,6 +17,7 @@ class LinearTask:
     stage = "linear"
     fields = ("x", "y")
     no_decay = ""
+    new_layers = ""
 
     def __init__(self, noise=0.1):
         self.noise = noise
@@ -69,6 +70,7 @@ def settings(**overrides):
         num_steps=10,
         optimizer="adamw",
         learning_rate=1e-2,
+        pretrained_lr_ratio=1.0,
         warmup_steps=2,
         lr_schedule="cosine",
         min_lr_ratio=0.1,

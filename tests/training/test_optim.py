@@ -1,5 +1,6 @@
 """The optimiser: known values of the schedule, the decay mask, clipping, the moving average in closed form."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -95,3 +96,16 @@ def test_ema_warm_up_and_closed_form():
         ema = optim.update_ema(ema, {"w": jnp.float32(value)}, jnp.float32(0.7))
     expected = 0.7**5 * 2.0 + 0.3 * np.sum(0.7 ** np.arange(4, -1, -1) * values)
     assert ema["w"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", optim.OPTIMIZERS)
+def test_layers_trained_before_move_at_their_share_of_the_rate(kind):
+    params = {"conv": {"kernel": jnp.eye(4)}, "temporal": {"kernel": jnp.eye(4), "bias": jnp.ones(4)}}
+    grads = jax.tree.map(lambda p: jnp.cos(1.0 + jnp.arange(p.size)).reshape(p.shape), params)
+    fields = dict(optimizer=kind, learning_rate=0.1, num_steps=10, lr_schedule="constant", weight_decay=0.1)
+    plain = optim.make_optimizer(**fields)
+    slowed = optim.make_optimizer(**fields, new_layers="temporal", pretrained_lr_ratio=0.25)
+    (one, _), (other, _) = (o.update(grads, o.init(params), params) for o in (plain, slowed))
+    np.testing.assert_allclose(other["conv"]["kernel"], 0.25 * one["conv"]["kernel"], rtol=1e-6)
+    for name in ("kernel", "bias"):
+        np.testing.assert_array_equal(other["temporal"][name], one["temporal"][name])
