@@ -1,0 +1,36 @@
+"""What the denoiser's visual condition holds at the frames that are to be made.
+
+The paper masks the video's middle frames (NUWA-XL, section 3.2), so that in latents they hold nothing ('zero'). Ours,
+'linear': between two given frames their blend by distance, beyond the first or last given one its copy. The mask
+still tells which frames were given. At stride 1 the blend is near the truth wherever little moves, and the network
+need not carry it there through its temporal attention; at coarser strides it is a double exposure of two poses.
+"""
+
+import jax
+import jax.numpy as jnp
+
+FILLS = ("zero", "linear")
+
+
+def blend_weights(given: jax.Array) -> jax.Array:
+    """float32 `[B, L, L]`: how much of frame m (last axis) frame l holds, from `given [B, L]` (boolean).
+
+    Given frames hold themselves; a clip with none given is left as it is.
+    """
+    length = given.shape[1]
+    index = jnp.arange(length)
+    before = jax.lax.cummax(jnp.where(given, index, -1), axis=1)  # nearest given frame up to l, -1 if none
+    after = jax.lax.cummin(jnp.where(given, index, length), axis=1, reverse=True)  # from l on, `length` if none
+    has_before, has_after = before >= 0, after < length
+    fraction = (index - before) / jnp.maximum(after - before, 1)
+    early = jnp.where(has_before, jnp.where(has_after, 1.0 - fraction, 1.0), 0.0)
+    late = jnp.where(has_after, jnp.where(has_before, fraction, 1.0), 0.0)
+    none = jnp.eye(length) * ~(has_before | has_after)[..., None]
+    # one_hot of -1 and of `length` is all zero.
+    return early[..., None] * jax.nn.one_hot(before, length) + late[..., None] * jax.nn.one_hot(after, length) + none
+
+
+def fill(cond: jax.Array, mask: jax.Array) -> jax.Array:
+    """The 'linear' condition `[B, L, h, w, c]` of cond and of its mask `[B, L, h, w, 1]` (1 = given, whole frames)."""
+    weights = blend_weights(mask[:, :, 0, 0, 0] > 0.5)
+    return jnp.einsum("blm,bmhwc->blhwc", weights.astype(cond.dtype), cond)
