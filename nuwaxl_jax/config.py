@@ -131,6 +131,9 @@ def _process() -> dict[str, ml_collections.ConfigDict]:
             caption_dropout=0.1,  # share of clips trained with the empty prompt, for guidance [ours]
             unconditional_prob=0.05,  # share of local clips trained with no frame given [ours]
             first_only_prob=0.15,  # share of local clips with the first frame alone given: the sliding window [ours]
+            # Frames between two given ones are predicted from the line between them, at level 0, 1, ...: standard
+            # deviation of the latents around it halfway, where their own is 1; 1.0 = not used [ours].
+            line_std=(1.0, 1.0, 0.5),
             cond_noise=0.0,  # std of noise on the condition latents in training (LVDM's remedy) [ours]
         )
     )
@@ -225,14 +228,25 @@ def _merge(base: ml_collections.ConfigDict, values: Mapping[str, Any], prefix: s
                 raise ConfigError(f"config.{name}: {problem}; see config.default()") from error
 
 
+# What networks did before these fields existed, at every level.
+_BEFORE = {("unet", "condition_fill"): "zero", ("diffusion", "line_std"): 1.0}
+
+
 def from_json(text: str) -> ml_collections.ConfigDict:
-    """Reads `to_json`'s text over `default()`: fields added since keep their default, unknown ones are an error."""
+    """Reads `to_json`'s text over `default()`; unknown fields are an error.
+
+    A field younger than the text keeps its default, or, where it changes what a network computes, the value that the
+    text's network was trained with (`_BEFORE`).
+    """
     config = default()
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"config: not JSON ({error}); use the config.json written by training") from error
     _merge(config, values)
+    for (section, field), before in _BEFORE.items():
+        if field not in values.get(section, {}):
+            config[section][field] = (before,) * config.hierarchy.depth
     return validate(config)
 
 

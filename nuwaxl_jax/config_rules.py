@@ -164,6 +164,7 @@ def _check_hierarchy(config: ml_collections.ConfigDict) -> None:
         ("sampler.guidance", config.sampler.guidance),
         ("data.level_weights", config.data.level_weights),
         ("unet.condition_fill", config.unet.condition_fill),
+        ("diffusion.line_std", config.diffusion.line_std),
     ):
         _require(
             len(values) == tree.depth,
@@ -171,6 +172,12 @@ def _check_hierarchy(config: ml_collections.ConfigDict) -> None:
             f"{len(values)} entries for {tree.depth} levels",
             "give one a level of hierarchy.depth",
         )
+    _require(
+        all(0 < std <= 1 for std in config.diffusion.line_std),
+        "diffusion.line_std",
+        f"{tuple(config.diffusion.line_std)} has an entry outside (0, 1]",
+        "give the standard deviation halfway between given frames, 1.0 where the line is not to be used",
+    )
     _require(
         set(config.unet.condition_fill) <= {"zero", "linear"},
         "unet.condition_fill",

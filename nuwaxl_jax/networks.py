@@ -19,6 +19,7 @@ import numpy as np
 from nuwaxl_jax import config as config_lib
 from nuwaxl_jax.data import text as text_lib
 from nuwaxl_jax.diffusion import gaussian
+from nuwaxl_jax.models import condition
 from nuwaxl_jax.models import mtd_unet
 from nuwaxl_jax.models import text_encoder
 from nuwaxl_jax.models import tklvae
@@ -50,6 +51,7 @@ class Networks:
     frame_size: int
     segment_length: int
     latent_shape: tuple[int, int, int]
+    line_std: tuple[float, ...] = (1.0,)
 
     def init_vae(self, key: jax.Array) -> Params:
         """The T-KLVAE's parameters, temporal layers included."""
@@ -89,8 +91,28 @@ class Networks:
         cond_mask: jax.Array,
         level: jax.Array,
     ) -> jax.Array:
-        """The network's prediction; shapes as `MTDUNet`."""
-        return self.unet.apply({"params": params["unet"]}, x_t, t, text, cond, cond_mask, level)
+        """The prediction, shapes as `MTDUNet`: `context` and `denoise_segment` at once."""
+        unet = params["unet"]
+        return self.denoise_segment(unet, x_t, t, level, self.context(unet, text, cond, cond_mask, level))
+
+    def context(
+        self, unet_params: Params, text: jax.Array, cond: jax.Array, cond_mask: jax.Array, level: jax.Array
+    ) -> dict[str, Any]:
+        """All that a segment's inputs say and x_t does not change: once a sampling run."""
+        unet = self.unet.apply({"params": unet_params}, text, cond, cond_mask, level, method="context")
+        if min(self.line_std) >= 1.0:
+            return dict(unet=unet)
+        std = condition.line_std(cond_mask, jnp.array(self.line_std, jnp.float32)[level])
+        return dict(unet=unet, mean=condition.fill(cond, cond_mask), std=std)
+
+    def denoise_segment(
+        self, unet_params: Params, x_t: jax.Array, t: jax.Array, level: jax.Array, context: dict[str, Any]
+    ) -> jax.Array:
+        """The prediction for x_t at t, given `context`'s result; from the line between given frames (`line_std`)."""
+        prediction = self.unet.apply({"params": unet_params}, x_t, t, level, context["unet"], method="denoise")
+        if "mean" not in context:
+            return prediction
+        return self.diffusion.from_guess(x_t, t, prediction, context["mean"], context["std"])
 
     def denoise_images(self, params: Params, x_t: jax.Array, t: jax.Array, text: jax.Array) -> jax.Array:
         """The image network's prediction; shapes as `MTDUNet.denoise_images`."""
@@ -153,4 +175,5 @@ def build(config: ml_collections.ConfigDict, dtype: str = "float32") -> Networks
         frame_size=config.data.frame_size,
         segment_length=config.hierarchy.segment_length,
         latent_shape=latent,
+        line_std=tuple(process.line_std),
     )

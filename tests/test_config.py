@@ -21,6 +21,14 @@ def test_default_is_valid_and_survives_json():
     assert config_lib.window_frames(config) == 3376  # the paper's length, L = 16 and depth 3
 
 
+def test_a_text_older_than_a_field_reads_as_the_network_it_was():
+    values = config_lib.default().to_dict()
+    del values["unet"]["condition_fill"], values["diffusion"]["line_std"], values["data"]["prefetch"]
+    config = config_lib.from_json(json.dumps(values))
+    assert config.unet.condition_fill == ("zero", "zero", "zero") and config.diffusion.line_std == (1.0, 1.0, 1.0)
+    assert config.data.prefetch == config_lib.default().data.prefetch
+
+
 @pytest.mark.parametrize(
     "fields,named",
     [
@@ -32,6 +40,8 @@ def test_default_is_valid_and_survives_json():
         (dict(unet__channel_mults=(1, 1, 1, 1, 1), unet__prompt_levels=(True,) * 5), "config.unet.channel_mults"),
         (dict(unet__condition_fill=("zero", "linear")), "config.unet.condition_fill"),
         (dict(unet__condition_fill=("zero", "zero", "nearest")), "config.unet.condition_fill"),
+        (dict(diffusion__line_std=(1.0, 0.5)), "config.diffusion.line_std"),
+        (dict(diffusion__line_std=(1.0, 1.0, 0.0)), "config.diffusion.line_std"),
         (dict(train__denoiser__pretrained_lr_ratio=-1.0), "config.train.denoiser.pretrained_lr_ratio"),
         (dict(train__image_vae__pretrained_lr_ratio=0.5), "config.train.image_vae.pretrained_lr_ratio"),
         (dict(sampler__steps=(8, 8)), "config.sampler.steps"),

@@ -167,6 +167,42 @@ class GaussianDiffusion:
         alpha, sigma = self._alpha_sigma(t, x_t)
         return alpha * self.to_eps(x_t, t, prediction, kind) - sigma * self.to_x0(x_t, t, prediction, kind)
 
+    def from_guess(
+        self, x_t: jax.Array, t: jax.Array, prediction: jax.Array, mean: jax.Array, std: jax.Array
+    ) -> jax.Array:
+        """A prediction that starts from a guess of x0; ours, after EDM's preconditioning (arXiv:2206.00364, eq. 7).
+
+        Were x0 normal with this mean and std, its best estimate from x_t alone would be
+
+            g = mean + alpha std^2 / D (x_t - alpha mean),   D = alpha^2 std^2 + sigma^2,
+
+        off by std sigma / sqrt(D). The result says x0 = (1 - r) g + r x0(prediction) with r = std / sqrt(D): how far g
+        is off, over how far it would be off for std 1. Thus std 0 gives the mean whatever the network says, std 1 and a
+        zero mean the prediction as it is, and little noise always the prediction.
+
+        Args:
+          x_t: the noised sample [B, ...].
+          t: int32 [B].
+          prediction: the network's output [B, ...].
+          mean: of the guess, [B, ...].
+          std: of the guess, 0 to 1 in latents of unit variance, broadcast against x_t; 1: the prediction as it is.
+
+        Returns:
+          What this process predicts (eps, x0 or v), float32 [B, ...].
+        """
+        alpha, sigma = self._alpha_sigma(t, x_t)
+        prediction, variance = _float32(prediction), jnp.square(std)
+        rest = _float32(x_t) - alpha * mean
+        total = jnp.square(alpha) * variance + jnp.square(sigma)
+        if self.prediction == "x0":
+            guess = mean + alpha * variance / total * rest
+        elif self.prediction == "eps":
+            guess = sigma / total * rest
+        else:  # alpha eps - sigma x0, without its cancellation at small sigma
+            guess = sigma * (alpha * (1.0 - variance) / total * rest - mean)
+        mixed = guess + std / jnp.sqrt(total) * (prediction - guess)
+        return jnp.where(std < 1.0, mixed, prediction)
+
     def posterior(self, x0: jax.Array, x_t: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Mean, variance and log variance of q(x_{t-1} | x_t, x0); at t = 0 the mean is x0 and the variance 0.
 

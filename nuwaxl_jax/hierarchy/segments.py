@@ -40,13 +40,13 @@ def make_sample_segments(
         level: int,
     ) -> jax.Array:
         which = level if len(params["denoisers"]) > 1 else 0
-        unet = {"params": params["denoisers"][which]["unet"]}
+        unet = params["denoisers"][which]["unet"]
 
         def denoiser(text: jax.Array, copies: int = 1) -> samplers.DenoiseFn:
             given = (jnp.concatenate([x] * copies) for x in (cond, cond_mask))
             levels = jnp.full(len(text), level, jnp.int32)
-            context = networks.unet.apply(unet, text, *given, levels, method="context")
-            return lambda x_t, t: networks.unet.apply(unet, x_t, t, levels, context, method="denoise")
+            context = networks.context(unet, text, *given, levels)
+            return lambda x_t, t: networks.denoise_segment(unet, x_t, t, levels, context)
 
         text = params["text"][which][prompt_index]  # [n, L, N, D]
         null = jnp.broadcast_to(params["null_text"][which], text.shape)

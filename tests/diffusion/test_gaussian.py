@@ -187,3 +187,39 @@ def test_errors_name_the_field_and_the_mend():
         make("v", zero=True).to_x0(x, t, x, "eps")
     with pytest.raises(ValueError, match=r"t has shape \(\); it must be \[B\]"):
         make().q_sample(x, jnp.array(1), x)
+
+
+@pytest.mark.parametrize("kind", ["eps", "x0", "v"])
+@pytest.mark.parametrize("std", [0.05, 0.5, 0.9])
+def test_a_guess_and_the_network_are_mixed_as_bayes_says(kind, std):
+    """Bayes' rule in precisions, worked out in float64: neither its form nor its quantities are the code's."""
+    diffusion = make(kind)
+    t = jnp.array([1, 200, 700, 990])
+    x0, eps = draws(4)
+    mean = x0 + std * draws(4, seed=1)[0]
+    network = draws(4, seed=2)[0]  # any answer
+    x_t = np.float64(diffusion.q_sample(x0, t, eps))
+    ac = np.float64(diffusion.alphas_cumprod)[np.asarray(t)].reshape(-1, 1, 1)
+    precision = 1 / std**2 + ac / (1 - ac)
+    best = (mean / std**2 + np.sqrt(ac) / (1 - ac) * x_t) / precision
+    share = np.sqrt(1 / precision / (1 - ac))  # posterior std, over that of a standard normal
+    own = np.float64(diffusion.to_x0(x_t, t, network))
+    wanted = (1 - share) * best + share * own
+    mixed = diffusion.from_guess(x_t, t, network, mean, jnp.float32(std))
+    scale = 1 + np.abs(own)  # eps at the last steps says little of x0
+    np.testing.assert_allclose(diffusion.to_x0(x_t, t, mixed) / scale, wanted / scale, atol=2e-4)
+
+
+@pytest.mark.parametrize("kind", ["x0", "v"])
+def test_a_sure_guess_is_the_answer_and_none_leaves_the_prediction(kind):
+    diffusion = make(kind, zero=True)
+    t = jnp.array([1, 500, 999])
+    x_t, network = draws(3)
+    mean = draws(3, seed=1)[0]
+    np.testing.assert_array_equal(diffusion.from_guess(x_t, t, network, mean, jnp.float32(1.0)), network)
+    sure = diffusion.from_guess(x_t, t, network, mean, jnp.float32(0.0))
+    np.testing.assert_allclose(diffusion.to_x0(x_t, t, sure), mean, atol=1e-5)
+    by_element = jnp.array([0.0, 1.0, 0.0])[:, None, None]
+    mixed = diffusion.from_guess(x_t, t, network, mean, by_element)
+    np.testing.assert_array_equal(mixed[1], network[1])
+    np.testing.assert_array_equal(mixed[0], sure[0])

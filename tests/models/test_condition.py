@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nuwaxl_jax import networks as networks_lib
 from nuwaxl_jax.models import condition
 from nuwaxl_jax.models import mtd_unet
 
@@ -43,3 +44,38 @@ def test_each_level_has_its_own_fill():
     assert float(jnp.abs(one[1] - other[1]).max()) > 1e-3
     blended = plain.apply(params, cond, t, text, condition.fill(cond, mask), mask, level)
     np.testing.assert_allclose(other[1], blended[1], atol=1e-6)
+
+
+def test_how_far_a_frame_is_from_the_line():
+    given = np.zeros((4, 7, 2, 2, 1), np.float32)
+    given[0, [0, 6]] = given[1, [0, 6]] = 1  # two ends, at a level with a line and at one without
+    given[2, 0] = 1  # the sliding window: nothing beyond the first frame
+    std = np.asarray(condition.line_std(jnp.asarray(given), jnp.array([0.5, 1.0, 0.5, 0.5])))
+    assert std.shape == (4, 7, 1, 1, 1)
+    parabola = 0.5 * (1 - (np.arange(7) / 3 - 1) ** 2)
+    np.testing.assert_allclose(std[0].ravel(), parabola, atol=1e-6)
+    np.testing.assert_array_equal(std[1].ravel(), 1.0)
+    np.testing.assert_array_equal(std[2].ravel(), [0, 1, 1, 1, 1, 1, 1])
+    np.testing.assert_array_equal(std[3].ravel(), 1.0)
+
+
+def test_the_network_starts_from_the_line_at_its_levels_alone(toons_presets):
+    config = toons_presets.get_config("tiny")
+    config.diffusion.line_std = (1.0, 1.0, 0.5)
+    networks = networks_lib.build(config)
+    config.diffusion.line_std = (1.0, 1.0, 1.0)
+    without = networks_lib.build(config)
+    params = networks.init_denoiser(jax.random.key(0))
+    params = jax.tree.map(lambda p: p + 0.1 * jnp.sin(1.0 + jnp.arange(p.size)).reshape(p.shape), params)
+    shape = (3, 4, *networks.latent_shape)
+    x_t, cond = jax.random.normal(jax.random.key(1), shape), jax.random.normal(jax.random.key(2), shape)
+    mask = jnp.zeros((*shape[:-1], 1)).at[:, jnp.array([0, 3])].set(1.0)
+    text = jax.random.normal(jax.random.key(3), (3, 4, 5, config.text.width))
+    t, level = jnp.array([5, 20, 49]), jnp.array([0, 1, 2])
+    one, other = (n.denoise(params, x_t, t, text, mask * cond, mask, level) for n in (networks, without))
+    np.testing.assert_array_equal(one[:2], other[:2])
+    x0 = networks.diffusion.to_x0(x_t, t, one)[2]
+    np.testing.assert_allclose(x0[jnp.array([0, 3])], cond[2, jnp.array([0, 3])], atol=1e-5)  # given frames are known
+    network, line = networks.diffusion.to_x0(x_t, t, other)[2, 1], (2 * cond[2, 0] + cond[2, 3]) / 3
+    # All is noise at the last step (zero terminal SNR): 4 / 9 of the network, the rest from the line.
+    np.testing.assert_allclose(x0[1], 4 / 9 * network + 5 / 9 * line, atol=1e-5)

@@ -35,7 +35,7 @@ def main(index: int, port: str, workdir: str, num_steps: int, kill_at: int) -> N
         del stage, state, frozen
         if step == kill_at and index == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.3 if 0 < kill_at <= step else 0.0)  # the processes agree within a second or two
+        time.sleep(1.0 if 0 < kill_at <= step else 0.0)  # the processes agree within a few seconds
         return {}
 
     with interrupts.catch() as interrupt:
