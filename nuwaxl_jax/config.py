@@ -139,10 +139,12 @@ def _process() -> dict[str, ml_collections.ConfigDict]:
     )
     sampler = ml_collections.ConfigDict(
         dict(
-            method="ddim",  # ddim | ddpm (the paper's eq. 16) [P: ddpm]
+            method="ddim",  # ddim | dpmpp_2m | ddpm (the paper's eq. 16) [P: ddpm]
             steps=(32, 24, 8),  # denoiser steps at level 0, 1, 2 [ours]
             guidance=(2.0, 1.5, 1.0),  # classifier-free guidance scale a level; 1 = off, one call a step [ours]
             eta=0.0,  # DDIM's noise; 1 is ancestral
+            guidance_rescale=0.0,  # how much of guidance's excess spread is taken back (arXiv:2305.08891)
+            threshold=0.0,  # dynamic thresholding of x0 at this quantile, e.g. 0.995 (arXiv:2205.11487); 0 = off
         )
     )
     hierarchy = ml_collections.ConfigDict(

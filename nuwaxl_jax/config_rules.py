@@ -20,7 +20,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "diffusion.schedule": ("linear", "scaled_linear", "cosine"),
     "diffusion.prediction": ("eps", "x0", "v"),
     "diffusion.weighting": ("uniform", "min_snr", "snr"),
-    "sampler.method": ("ddim", "ddpm"),
+    "sampler.method": ("ddim", "dpmpp_2m", "ddpm"),
     "hierarchy.strategy": ("diffusion_over_diffusion", "autoregressive"),
     "hierarchy.handover": ("latent", "pixel"),
 }
@@ -206,6 +206,9 @@ def _check_hierarchy(config: ml_collections.ConfigDict) -> None:
         f"{sampler.eta} means nothing to {sampler.method}",
         "set it to 0 or use method=ddim",
     )
+    for name in ("guidance_rescale", "threshold"):
+        value = sampler[name]
+        _require(0 <= value <= 1, f"sampler.{name}", f"{value} is not in 0..1", "0 turns it off")
     if config.data.source == "toons":
         _require(
             config.data.episode_frames >= frames,

@@ -60,6 +60,9 @@ def test_a_text_older_than_a_field_reads_as_the_network_it_was():
         (dict(text__num_heads=7), "config.text.num_heads"),
         (dict(text__vocab_size=60), "config.text.vocab_size"),
         (dict(sampler__eta=1.5), "config.sampler.eta"),
+        (dict(sampler__method="euler"), "config.sampler.method"),
+        (dict(sampler__guidance_rescale=2.0), "config.sampler.guidance_rescale"),
+        (dict(sampler__threshold=99.5), "config.sampler.threshold"),
         (dict(sampler__method="ddpm", sampler__eta=1.0), "config.sampler.eta"),
     ],
 )

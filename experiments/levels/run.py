@@ -45,16 +45,14 @@ def straight_lines(latents: np.ndarray, stride: int) -> np.ndarray:
 
 def from_level(config, networks, bundle, first: int, truth: np.ndarray, captions, key) -> np.ndarray:
     """Latents [F, h, w, c] whose levels from `first` on are made, those above taken from `truth` [F, h, w, c]."""
-    sampler, tree = config.sampler, config.hierarchy
+    tree = config.hierarchy
     plans = plan_lib.make_plan(len(truth), tree.segment_length, tree.depth)
     prompts, index = story_lib.Story.from_captions(captions).frame_prompts(len(truth))
     made = frames_lib.FrameLatents(1, plans, truth.shape[1:])
     if first > 0:
         given = (made.frame_ids % plans[first - 1].stride == 0) & (made.frame_ids < len(truth))
         made.array[0, given], made.done[0, given] = truth[made.frame_ids[given]], True
-    sample = segments.make_sample_segments(
-        networks, sampler.method, tuple(sampler.steps), tuple(sampler.guidance), sampler.eta
-    )
+    sample = segments.sampler_of(config, networks)
     params = segments.sampling_params(networks, bundle, prompts)
     mesh = partitioning.make_mesh()
     for plan in plans[first:]:

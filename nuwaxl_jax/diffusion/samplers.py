@@ -1,16 +1,22 @@
-"""Samplers: DDPM ancestral and DDIM, each one `jax.lax.scan` over a descending sequence of timesteps.
+"""Samplers: DDPM ancestral, DDIM and DPM-Solver++ 2M, each one `jax.lax.scan` over a descending sequence of timesteps.
 
 At each kept timestep t the network's prediction is turned into an estimate of x_0, and x_s, the sample at the next kept
-timestep s < t, is drawn. Both samplers are one linear step
+timestep s < t, is drawn. All samplers are one linear step
 
     x_s = c_x0 x_0 + c_x_t x_t + c_noise z,   z ~ N(0, I),
 
-and differ in the coefficients alone. With ac = alphas_cumprod, alpha = sqrt(ac), sigma = sqrt(1 - ac):
+and differ in the coefficients and in what stands for x_0. With ac = alphas_cumprod, alpha = sqrt(ac) and
+sigma = sqrt(1 - ac):
 
     DDPM (arXiv:2006.11239; NUWA-XL's eq. 16 with the square root it lacks): the exact posterior q(x_s | x_t, x_0) of
         `gaussian`, c_noise its standard deviation. Exact too where timesteps between s and t are skipped.
     DDIM (arXiv:2010.02502, eq. 12 and 16): x_s = alpha_s x_0 + sqrt(sigma_s^2 - c_noise^2) eps + c_noise z, with
         eps = (x_t - alpha_t x_0) / sigma_t and c_noise = eta sigma_s / sigma_t sqrt(1 - ac_t / ac_s). eta = 1 is DDPM.
+    Euler: on the probability flow of x / alpha over sigma / alpha (Karras et al., arXiv:2206.00364) a step is that of
+        DDIM with eta = 0: `method='ddim'` is it.
+    DPM-Solver++ 2M (arXiv:2211.01095, algorithm 2): DDIM's step with eta = 0 on x_0 + c_prev (x_0 - x_0 of the step
+        before), c_prev = h_s / (2 h_t), where h_s and h_t are the steps of log(alpha / sigma) to come and just made.
+        The first step has none before it, the last goes to infinity: both are DDIM's.
 
 The last step goes to the clean sample, ac_s = 1: there c_x0 = 1, the others are 0, and x_0 is returned as it is.
 
@@ -46,6 +52,7 @@ def sample(
     steps: int = 50,
     eta: float = 0.0,
     clip: float | None = None,
+    threshold: float | None = None,
     spacing: str = "trailing",
 ) -> jax.Array:
     """Draws x_0 from noise.
@@ -55,10 +62,12 @@ def sample(
       diffusion: the process, which says what the network predicts.
       keys: typed keys [B], one an element.
       shape_per_example: the shape of one element, e.g. (L, h, w, c).
-      method: 'ddpm' or 'ddim'.
+      method: 'ddpm', 'ddim' or 'dpmpp_2m'.
       steps: number of network evaluations, 1..T.
-      eta: DDIM's noise, from 0 (deterministic) to 1 (that of DDPM); must be 0 for 'ddpm', which has none to choose.
+      eta: DDIM's noise, from 0 (deterministic) to 1 (that of DDPM); must be 0 for the others, which have none.
       clip: each x_0 estimate is clipped to [-clip, clip], the returned one included; None: not clipped.
+      threshold: a fraction such as 0.995: each x_0 estimate of an element is clipped to that quantile of its |x_0|, at
+        least 1, and divided by it (dynamic thresholding, arXiv:2205.11487, section 2.3; meant for pixels in [-1, 1]).
       spacing: which timesteps are kept, see `timesteps`.
 
     Returns:
@@ -74,13 +83,17 @@ def sample(
         )
     if clip is not None and clip <= 0:
         raise ValueError(f"clip is {clip}; it must be positive, or None for no clipping.")
+    if threshold is not None and (clip is not None or not 0 < threshold <= 1):
+        raise ValueError(f"threshold is {threshold}; it must lie in (0, 1], and be None where clip is given.")
     kept = timesteps(diffusion.num_timesteps, steps, spacing)
     coefficients = step_coefficients(diffusion, kept, method, eta)
+    c_prev = previous_coefficients(diffusion, kept, method)
     shape = tuple(shape_per_example)
-    noisy = bool(np.any(coefficients[2] > 0))
+    noisy, multistep = bool(np.any(coefficients[2] > 0)), bool(np.any(c_prev > 0))
 
-    def step(x_t, inputs):
-        index, t, c_x0, c_x_t, c_noise = inputs
+    def step(carry, inputs):
+        x_t, before = carry
+        index, t, c_x0, c_x_t, c_noise, c_before = inputs
         t = jnp.full(keys.shape, t, jnp.int32)
         prediction = denoise(x_t, t)
         if prediction.shape != x_t.shape:
@@ -90,13 +103,18 @@ def sample(
         x0 = diffusion.to_x0(x_t, t, prediction)
         if clip is not None:
             x0 = jnp.clip(x0, -clip, clip)
-        x_s = c_x0 * x0 + c_x_t * x_t
+        if threshold is not None:
+            x0 = _thresholded(x0, threshold)
+        used = x0 + c_before * (x0 - before) if multistep else x0
+        x_s = c_x0 * used + c_x_t * x_t
         if noisy:
             x_s = x_s + c_noise * _normal(keys, index, shape)
-        return x_s, None
+        return (x_s, x0 if multistep else None), None
 
-    inputs = (np.arange(steps, dtype=np.uint32), kept) + tuple(c.astype(np.float32) for c in coefficients)
-    x0, _ = jax.lax.scan(step, _normal(keys, INITIAL_NOISE, shape), inputs)
+    tables = tuple(c.astype(np.float32) for c in (*coefficients, c_prev))
+    start = _normal(keys, INITIAL_NOISE, shape)
+    inputs = (np.arange(steps, dtype=np.uint32), kept) + tables
+    (x0, _), _ = jax.lax.scan(step, (start, jnp.zeros_like(start) if multistep else None), inputs)
     return x0
 
 
@@ -124,8 +142,8 @@ def step_coefficients(
     Args:
       diffusion: the process.
       kept: descending timesteps, int [N].
-      method: 'ddpm' or 'ddim'.
-      eta: DDIM's noise in [0, 1]; 0 for 'ddpm'.
+      method: 'ddpm', 'ddim' or 'dpmpp_2m'.
+      eta: DDIM's noise in [0, 1]; 0 for the others.
 
     Returns:
       Three float64 arrays [N].
@@ -137,45 +155,69 @@ def step_coefficients(
         raise ValueError(f"method {method!r} is unknown; choose one of {sorted(_METHODS)}.")
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta is {eta}; it must lie in [0, 1].")
-    if method == "ddpm" and eta != 0.0:
+    if method != "ddim" and eta != 0.0:
         raise ValueError(f"eta is {eta}, but only method 'ddim' has it; set eta to 0 or method to 'ddim'.")
     ac_t = diffusion.alphas_cumprod[kept]
     return _METHODS[method](ac_t, np.append(ac_t[1:], 1.0), eta)
 
 
-def guided(denoise_cond: DenoiseFn, denoise_uncond: DenoiseFn, scale: float) -> DenoiseFn:
+def previous_coefficients(diffusion: gaussian.GaussianDiffusion, kept: np.ndarray, method: str) -> np.ndarray:
+    """c_prev of each step (module docstring), float64 [N]: 0 at the first and the last, and for one-step methods."""
+    ac = diffusion.alphas_cumprod[kept]
+    out = np.zeros(len(kept))
+    if method == "dpmpp_2m" and len(kept) > 2:
+        with np.errstate(divide="ignore"):  # pure noise: -inf, a first step without end, c_prev 0 after it
+            h = np.diff(0.5 * np.log(ac / (1.0 - ac)))
+        out[1:-1] = h[1:] / (2.0 * h[:-1])
+    return out
+
+
+def guided(denoise_cond: DenoiseFn, denoise_uncond: DenoiseFn, scale: float, rescale: float = 0.0) -> DenoiseFn:
     """Classifier-free guidance, uncond + scale (cond - uncond) (arXiv:2207.12598).
 
     At one x_t the three prediction types are affine in each other, so the guided result is the same for all of them.
     `scale` is a Python float; 1 is the conditional network itself and 0 the unconditional one, without the cost of the
-    other.
+    other. `rescale` in [0, 1] is how much of the guided prediction is brought back to the standard deviation of the
+    conditional one, an element at a time (arXiv:2305.08891, equations 15 and 16, there 0.7).
     """
     if scale == 1.0:
         return denoise_cond
     if scale == 0.0:
         return denoise_uncond
-    return lambda x_t, t: _extrapolate(denoise_cond(x_t, t), denoise_uncond(x_t, t), scale)
+    return lambda x_t, t: _extrapolate(denoise_cond(x_t, t), denoise_uncond(x_t, t), scale, rescale)
 
 
-def guided_batched(denoise_both: DenoiseFn, scale: float) -> DenoiseFn:
+def guided_batched(denoise_both: DenoiseFn, scale: float, rescale: float = 0.0) -> DenoiseFn:
     """`guided` with both evaluations in one batch of 2B.
 
     Args:
       denoise_both: takes x_t [2B, ...] and t [2B], with the conditions in the first B and none in the last B.
       scale: guidance scale; 1 and 0 cost the full 2B here, `guided` is the better choice for them.
+      rescale: as for `guided`.
     """
 
     def denoise(x_t, t):
         both = denoise_both(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]))  # [2B, ...]
         cond, uncond = jnp.split(both, 2)  # [B, ...] each
-        return _extrapolate(cond, uncond, scale)
+        return _extrapolate(cond, uncond, scale, rescale)
 
     return denoise
 
 
-def _extrapolate(cond: jax.Array, uncond: jax.Array, scale: float) -> jax.Array:
+def _extrapolate(cond: jax.Array, uncond: jax.Array, scale: float, rescale: float) -> jax.Array:
     cond, uncond = jnp.asarray(cond, jnp.float32), jnp.asarray(uncond, jnp.float32)
-    return uncond + scale * (cond - uncond)
+    out = uncond + scale * (cond - uncond)
+    if not rescale:
+        return out
+    axes = tuple(range(1, cond.ndim))
+    ratio = jnp.std(cond, axes, keepdims=True) / jnp.maximum(jnp.std(out, axes, keepdims=True), 1e-8)
+    return (rescale * ratio + (1.0 - rescale)) * out
+
+
+def _thresholded(x0: jax.Array, fraction: float) -> jax.Array:
+    bound = jnp.quantile(jnp.abs(x0).reshape(len(x0), -1), fraction, axis=1)  # [B]
+    bound = jnp.maximum(bound, 1.0).reshape(-1, *[1] * (x0.ndim - 1))
+    return jnp.clip(x0, -bound, bound) / bound
 
 
 def _normal(keys: jax.Array, index: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -208,6 +250,6 @@ def _ddim(ac_t: np.ndarray, ac_s: np.ndarray, eta: float) -> tuple[np.ndarray, n
     return np.sqrt(ac_s) - c_x_t * np.sqrt(ac_t), c_x_t, c_noise
 
 
-_METHODS = {"ddpm": _ddpm, "ddim": _ddim}
+_METHODS = {"ddpm": _ddpm, "ddim": _ddim, "dpmpp_2m": _ddim}
 
 _SPACINGS = {"trailing": _trailing, "leading": _leading, "linspace": _linspace}

@@ -30,7 +30,6 @@ from nuwaxl_jax.hierarchy import autoregressive
 from nuwaxl_jax.hierarchy import decode as decode_lib
 from nuwaxl_jax.hierarchy import generate as generate_lib
 from nuwaxl_jax.hierarchy import plan as plan_lib
-from nuwaxl_jax.hierarchy import program
 from nuwaxl_jax.hierarchy import segments as segments_lib
 from nuwaxl_jax.hierarchy import story as story_lib
 from nuwaxl_jax.hierarchy import storyboard
@@ -72,14 +71,6 @@ class Progress:
         )
 
 
-def sampler_of(config: ml_collections.ConfigDict, networks: networks_lib.Networks) -> program.SegmentsFn:
-    """The SegmentsFn of a config's sampler."""
-    sampler = config.sampler
-    return segments_lib.make_sample_segments(
-        networks, sampler.method, tuple(sampler.steps), tuple(float(g) for g in sampler.guidance), float(sampler.eta)
-    )
-
-
 def make_plans(config: ml_collections.ConfigDict, num_frames: int) -> tuple[plan_lib.LevelPlan, ...]:
     """The tree of `num_frames`, or the one row of windows of strategy=autoregressive."""
     tree = config.hierarchy
@@ -110,7 +101,7 @@ def generate(
     videos, num_frames = prompt_index.shape
     plans = make_plans(config, num_frames)
     params = segments_lib.sampling_params(networks, bundle, prompts)
-    sample_segments = sampler_of(config, networks)
+    sample_segments = segments_lib.sampler_of(config, networks)
     handover = segments_lib.make_pixel_handover(networks) if tree.handover == "pixel" else None
     calls = [
         config.sampler.steps[p.network_level] * (1 if config.sampler.guidance[p.network_level] in (0.0, 1.0) else 2)

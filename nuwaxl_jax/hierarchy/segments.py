@@ -11,6 +11,7 @@ from typing import Any, Sequence
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from nuwaxl_jax.diffusion import samplers
@@ -22,12 +23,19 @@ Params = Any
 
 @functools.lru_cache(maxsize=8)
 def make_sample_segments(
-    networks: Networks, method: str, steps: tuple[int, ...], guidance: tuple[float, ...], eta: float
+    networks: Networks,
+    method: str,
+    steps: tuple[int, ...],
+    guidance: tuple[float, ...],
+    eta: float = 0.0,
+    guidance_rescale: float = 0.0,
+    threshold: float | None = None,
 ) -> program.SegmentsFn:
     """A `program.SegmentsFn`; the same object for the same arguments, so that programs are compiled once.
 
     Args:
       steps, guidance: one a level of the networks.
+      guidance_rescale: of `samplers.guided`; the others as for `samplers.sample`.
     """
 
     def sample_segments(
@@ -55,12 +63,35 @@ def make_sample_segments(
             denoise = denoiser(text if scale else null)
         else:
             # One network in the program and not two: half of its compilation.
-            denoise = samplers.guided_batched(denoiser(jnp.concatenate([text, null]), copies=2), scale)
+            denoise = samplers.guided_batched(
+                denoiser(jnp.concatenate([text, null]), copies=2), scale, guidance_rescale
+            )
         return samplers.sample(
-            denoise, networks.diffusion, keys, cond.shape[1:], method=method, steps=steps[level], eta=eta
+            denoise,
+            networks.diffusion,
+            keys,
+            cond.shape[1:],
+            method=method,
+            steps=steps[level],
+            eta=eta,
+            threshold=threshold,
         )
 
     return sample_segments
+
+
+def sampler_of(config: ml_collections.ConfigDict, networks: Networks) -> program.SegmentsFn:
+    """The SegmentsFn of a config's sampler."""
+    sampler = config.sampler
+    return make_sample_segments(
+        networks,
+        sampler.method,
+        tuple(sampler.steps),
+        tuple(float(g) for g in sampler.guidance),
+        float(sampler.eta),
+        float(sampler.guidance_rescale),
+        float(sampler.threshold) or None,
+    )
 
 
 @functools.lru_cache(maxsize=8)

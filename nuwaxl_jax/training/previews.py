@@ -60,11 +60,19 @@ def _images(config, networks, params: Any, frozen: Mapping[str, Any]) -> dict[st
         apply = lambda text: lambda x_t, t: networks.denoise_images(params, x_t, t, text)  # noqa: E731
         text = networks.text_states(params["text"], tokens)
         null = jnp.broadcast_to(networks.text_states(params["text"], networks.null_tokens()), text.shape)
-        denoise = samplers.guided(apply(text), apply(null), float(sampler.guidance[0]))
+        scale, rescale = float(sampler.guidance[0]), float(sampler.guidance_rescale)
+        denoise = samplers.guided(apply(text), apply(null), scale, rescale)
         keys = jax.random.split(jax.random.key(config.seed), len(tokens))
         shape = networks.latent_shape
         made = samplers.sample(
-            denoise, networks.diffusion, keys, shape, method=sampler.method, steps=sampler.steps[0], eta=sampler.eta
+            denoise,
+            networks.diffusion,
+            keys,
+            shape,
+            method=sampler.method,
+            steps=sampler.steps[0],
+            eta=sampler.eta,
+            threshold=sampler.threshold or None,
         )
         z = made / frozen["latent_scale"] + frozen["latent_shift"]
         return networks.decode(frozen["vae"], z[:, None])[:, 0]
@@ -76,10 +84,7 @@ def _images(config, networks, params: Any, frozen: Mapping[str, Any]) -> dict[st
 
 
 def _generation(config, networks, levels: range, params: Any, frozen: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    sampler = config.sampler
-    sample = segments_lib.make_sample_segments(
-        networks, sampler.method, tuple(sampler.steps), tuple(map(float, sampler.guidance)), float(sampler.eta)
-    )
+    sample = segments_lib.sampler_of(config, networks)
 
     def generate(params, frozen, frames, tokens, null_tokens, level):
         length = frames.shape[1]

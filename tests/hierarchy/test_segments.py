@@ -8,7 +8,6 @@ from nuwaxl_jax import networks as networks_lib
 from nuwaxl_jax.hierarchy import generate as generate_lib
 from nuwaxl_jax.hierarchy import plan as plan_lib
 from nuwaxl_jax.hierarchy import program
-from nuwaxl_jax.hierarchy import sample
 from nuwaxl_jax.hierarchy import segments
 
 PROMPTS = ["a big blue star jumps at night", "a small red circle stands in the snow"]
@@ -85,7 +84,7 @@ def test_the_compiled_level_has_no_collectives(world):
     plan = plan_lib.make_plan(FRAMES, 4, network_depth=3)[-1]
     mesh = _mesh(8)
     spec = generate_lib.level_spec(
-        sample.sampler_of(config, networks), plan, plan.num_segments, networks.latent_shape, mesh=mesh, microbatch=1
+        segments.sampler_of(config, networks), plan, plan.num_segments, networks.latent_shape, mesh=mesh, microbatch=1
     )
     text = program.compile_level(spec, params).executable.as_text()
     assert "while" in text  # the sampler's scan is in there
