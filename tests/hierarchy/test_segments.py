@@ -8,6 +8,7 @@ from nuwaxl_jax import networks as networks_lib
 from nuwaxl_jax.hierarchy import generate as generate_lib
 from nuwaxl_jax.hierarchy import plan as plan_lib
 from nuwaxl_jax.hierarchy import program
+from nuwaxl_jax.hierarchy import sample
 from nuwaxl_jax.hierarchy import segments
 
 PROMPTS = ["a big blue star jumps at night", "a small red circle stands in the snow"]
