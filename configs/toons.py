@@ -20,7 +20,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
     config.vae.update(channels=4, channel_mults=(1, 2), latent_channels=4)
     config.unet.update(channels=8, channel_mults=(1, 2), prompt_levels=(True, True), num_heads=2, cond_channels=4)
     config.diffusion.update(num_timesteps=50)
-    config.sampler.update(steps=(3, 2, 2), guidance=(2.0, 1.0, 1.0))
+    config.sampler.update(steps=(3, 2, 2), window_steps=2, guidance=(2.0, 1.0, 1.0))
     config.hierarchy.update(segment_length=4, depth=3, chunk=4, microbatch=2)
     for name in config_lib.STAGES:
         config.train[name].update(batch_size=4, num_steps=6, warmup_steps=2, log_every=2, checkpoint_every=3)

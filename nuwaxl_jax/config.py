@@ -133,15 +133,20 @@ def _process() -> dict[str, ml_collections.ConfigDict]:
             first_only_prob=0.15,  # share of local clips with the first frame alone given: the sliding window [ours]
             # Frames between two given ones are predicted from the line between them, at level 0, 1, ...: standard
             # deviation of the latents around it halfway, where their own is 1; 1.0 = not used [ours].
-            line_std=(1.0, 1.0, 0.5),
+            line_std=(1.0, 1.0, 0.85),
             cond_noise=0.0,  # std of noise on the condition latents in training (LVDM's remedy) [ours]
         )
     )
     sampler = ml_collections.ConfigDict(
         dict(
             method="ddim",  # ddim | dpmpp_2m | ddpm (the paper's eq. 16) [P: ddpm]
-            steps=(32, 24, 8),  # denoiser steps at level 0, 1, 2 [ours]
+            steps=(32, 24, 4),  # denoiser steps at level 0, 1, 2 [ours]
             guidance=(2.0, 1.5, 1.0),  # classifier-free guidance scale a level; 1 = off, one call a step [ours]
+            # Standard deviation of the noise that sampling starts from, at level 0, 1, ...; 1.0 samples the model, 0.0
+            # takes what it thinks likely: at stride 1 the given frames leave little to choose [ours].
+            temperature=(1.0, 0.7, 0.0),
+            window_steps=8,  # strategy=autoregressive: its steps and temperature in place of the last level's; a window
+            window_temperature=1.0,  # knows its past alone, and stands still without noise [ours]
             eta=0.0,  # DDIM's noise; 1 is ancestral
             guidance_rescale=0.0,  # how much of guidance's excess spread is taken back (arXiv:2305.08891)
             threshold=0.0,  # dynamic thresholding of x0 at this quantile, e.g. 0.995 (arXiv:2205.11487); 0 = off
@@ -230,8 +235,8 @@ def _merge(base: ml_collections.ConfigDict, values: Mapping[str, Any], prefix: s
                 raise ConfigError(f"config.{name}: {problem}; see config.default()") from error
 
 
-# What networks did before these fields existed, at every level.
-_BEFORE = {("unet", "condition_fill"): "zero", ("diffusion", "line_std"): 1.0}
+# What was done before these fields existed, at every level.
+_BEFORE = {("unet", "condition_fill"): "zero", ("diffusion", "line_std"): 1.0, ("sampler", "temperature"): 1.0}
 
 
 def from_json(text: str) -> ml_collections.ConfigDict:

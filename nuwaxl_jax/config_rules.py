@@ -162,6 +162,7 @@ def _check_hierarchy(config: ml_collections.ConfigDict) -> None:
     for field, values in (
         ("sampler.steps", config.sampler.steps),
         ("sampler.guidance", config.sampler.guidance),
+        ("sampler.temperature", config.sampler.temperature),
         ("data.level_weights", config.data.level_weights),
         ("unet.condition_fill", config.unet.condition_fill),
         ("diffusion.line_std", config.diffusion.line_std),
@@ -192,9 +193,9 @@ def _check_hierarchy(config: ml_collections.ConfigDict) -> None:
     )
     steps_max = config.diffusion.num_timesteps
     _require(
-        all(1 <= s <= steps_max for s in config.sampler.steps),
+        all(1 <= s <= steps_max for s in (*config.sampler.steps, config.sampler.window_steps)),
         "sampler.steps",
-        f"each must be in 1..{steps_max}",
+        f"each, and window_steps, must be in 1..{steps_max}",
         "use fewer steps than diffusion.num_timesteps",
     )
     frames = window_frames(config)
@@ -205,6 +206,12 @@ def _check_hierarchy(config: ml_collections.ConfigDict) -> None:
         "sampler.eta",
         f"{sampler.eta} means nothing to {sampler.method}",
         "set it to 0 or use method=ddim",
+    )
+    _require(
+        min(*sampler.temperature, sampler.window_temperature) >= 0,
+        "sampler.temperature",
+        f"{tuple(sampler.temperature)} or window_temperature has a negative entry",
+        "1.0 is the model's own noise, 0.0 none",
     )
     for name in ("guidance_rescale", "threshold"):
         value = sampler[name]

@@ -24,6 +24,7 @@ from nuwaxl_jax import partitioning
 from nuwaxl_jax import weights as weights_lib
 from nuwaxl_jax.hierarchy import decode
 from nuwaxl_jax.hierarchy import sample
+from nuwaxl_jax.hierarchy import segments
 from nuwaxl_jax.hierarchy import story as story_lib
 
 HERE = pathlib.Path(__file__).parent
@@ -64,10 +65,8 @@ def unlimited_calls(config, made: sample.Generated) -> int:
     """Denoiser calls one after another on a machine that a whole level fits on."""
     total = 0
     for plan in made.plans:
-        steps = config.sampler.steps[plan.network_level]
-        doubled = 1 if config.sampler.guidance[plan.network_level] == 1.0 else 2
         rounds = plan.num_segments if config.hierarchy.strategy == "autoregressive" else 1
-        total += rounds * steps * doubled
+        total += rounds * segments.denoiser_calls(config, plan.network_level)
     return total
 
 

@@ -54,6 +54,7 @@ def sample(
     clip: float | None = None,
     threshold: float | None = None,
     spacing: str = "trailing",
+    temperature: float = 1.0,
 ) -> jax.Array:
     """Draws x_0 from noise.
 
@@ -69,6 +70,8 @@ def sample(
       threshold: a fraction such as 0.995: each x_0 estimate of an element is clipped to that quantile of its |x_0|, at
         least 1, and divided by it (dynamic thresholding, arXiv:2205.11487, section 2.3; meant for pixels in [-1, 1]).
       spacing: which timesteps are kept, see `timesteps`.
+      temperature: standard deviation of the initial noise; 1 samples the process, 0 starts from its mean, so that only
+        the steps' own noise, if any, tells two draws apart.
 
     Returns:
       x_0, float32 [B, *shape_per_example].
@@ -85,6 +88,8 @@ def sample(
         raise ValueError(f"clip is {clip}; it must be positive, or None for no clipping.")
     if threshold is not None and (clip is not None or not 0 < threshold <= 1):
         raise ValueError(f"threshold is {threshold}; it must lie in (0, 1], and be None where clip is given.")
+    if temperature < 0:
+        raise ValueError(f"temperature is {temperature}; it must not be negative.")
     kept = timesteps(diffusion.num_timesteps, steps, spacing)
     coefficients = step_coefficients(diffusion, kept, method, eta)
     c_prev = previous_coefficients(diffusion, kept, method)
@@ -112,7 +117,7 @@ def sample(
         return (x_s, x0 if multistep else None), None
 
     tables = tuple(c.astype(np.float32) for c in (*coefficients, c_prev))
-    start = _normal(keys, INITIAL_NOISE, shape)
+    start = temperature * _normal(keys, INITIAL_NOISE, shape)
     inputs = (np.arange(steps, dtype=np.uint32), kept) + tables
     (x0, _), _ = jax.lax.scan(step, (start, jnp.zeros_like(start) if multistep else None), inputs)
     return x0

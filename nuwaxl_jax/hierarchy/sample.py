@@ -103,10 +103,7 @@ def generate(
     params = segments_lib.sampling_params(networks, bundle, prompts)
     sample_segments = segments_lib.sampler_of(config, networks)
     handover = segments_lib.make_pixel_handover(networks) if tree.handover == "pixel" else None
-    calls = [
-        config.sampler.steps[p.network_level] * (1 if config.sampler.guidance[p.network_level] in (0.0, 1.0) else 2)
-        for p in plans
-    ]
+    calls = [segments_lib.denoiser_calls(config, p.network_level) for p in plans]
     report = Progress(plans, calls, videos) if progress else None
     shared = dict(mesh=mesh, chunk=tree.chunk, handover=handover)
     if tree.strategy == "autoregressive":

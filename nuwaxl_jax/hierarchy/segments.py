@@ -30,11 +30,12 @@ def make_sample_segments(
     eta: float = 0.0,
     guidance_rescale: float = 0.0,
     threshold: float | None = None,
+    temperature: tuple[float, ...] = (),
 ) -> program.SegmentsFn:
     """A `program.SegmentsFn`; the same object for the same arguments, so that programs are compiled once.
 
     Args:
-      steps, guidance: one a level of the networks.
+      steps, guidance, temperature: one a level of the networks; no temperature: 1 at all of them.
       guidance_rescale: of `samplers.guided`; the others as for `samplers.sample`.
     """
 
@@ -75,22 +76,40 @@ def make_sample_segments(
             steps=steps[level],
             eta=eta,
             threshold=threshold,
+            temperature=temperature[level] if temperature else 1.0,
         )
 
     return sample_segments
 
 
+def steps_and_temperature(config: ml_collections.ConfigDict) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """A level's each; the sliding window, which knows its past alone, has its own at the last level."""
+    sampler = config.sampler
+    steps, temperature = tuple(sampler.steps), tuple(float(t) for t in sampler.temperature)
+    if config.hierarchy.strategy == "autoregressive":
+        return (*steps[:-1], sampler.window_steps), (*temperature[:-1], float(sampler.window_temperature))
+    return steps, temperature
+
+
+def denoiser_calls(config: ml_collections.ConfigDict, level: int) -> int:
+    """Evaluations of the denoiser, one after the other, that a segment of a level takes; guidance doubles them."""
+    steps, _ = steps_and_temperature(config)
+    return steps[level] * (1 if config.sampler.guidance[level] in (0.0, 1.0) else 2)
+
+
 def sampler_of(config: ml_collections.ConfigDict, networks: Networks) -> program.SegmentsFn:
     """The SegmentsFn of a config's sampler."""
     sampler = config.sampler
+    steps, temperature = steps_and_temperature(config)
     return make_sample_segments(
         networks,
         sampler.method,
-        tuple(sampler.steps),
+        steps,
         tuple(float(g) for g in sampler.guidance),
         float(sampler.eta),
         float(sampler.guidance_rescale),
         float(sampler.threshold) or None,
+        temperature,
     )
 
 
