@@ -5,7 +5,7 @@
 preset  what it is                                               on 2 CPU cores
 tiny    every part at its smallest, for tests                    seconds
 quick   from nothing to a recognisable video                     meant for 20 minutes, not timed yet
-small   the shipped model (experiments/toons_small)              90 minutes with --cpu_devices=2
+small   the shipped model (experiments/toons_small)              100 minutes with --cpu_devices=2
 """
 
 import ml_collections
@@ -20,7 +20,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
     config.vae.update(channels=4, channel_mults=(1, 2), latent_channels=4)
     config.unet.update(channels=8, channel_mults=(1, 2), prompt_levels=(True, True), num_heads=2, cond_channels=4)
     config.diffusion.update(num_timesteps=50)
-    config.sampler.update(steps=(3, 2, 2), window_steps=2, guidance=(2.0, 1.0, 1.0))
+    config.sampler.update(steps=(3, 2, 2), window_steps=2, guidance=(2.0, 1.0, 1.0), temperature=(1.0, 1.0, 1.0))
     config.hierarchy.update(segment_length=4, depth=3, chunk=4, microbatch=2)
     for name in config_lib.STAGES:
         config.train[name].update(batch_size=4, num_steps=6, warmup_steps=2, log_every=2, checkpoint_every=3)

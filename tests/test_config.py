@@ -23,9 +23,15 @@ def test_default_is_valid_and_survives_json():
 
 def test_a_text_older_than_a_field_reads_as_the_network_it_was():
     values = config_lib.default().to_dict()
-    del values["unet"]["condition_fill"], values["diffusion"]["line_std"], values["data"]["prefetch"]
+    del (
+        values["unet"]["condition_fill"],
+        values["diffusion"]["line_std"],
+        values["sampler"]["temperature"],
+        values["data"]["prefetch"],
+    )
     config = config_lib.from_json(json.dumps(values))
     assert config.unet.condition_fill == ("zero", "zero", "zero") and config.diffusion.line_std == (1.0, 1.0, 1.0)
+    assert config.sampler.temperature == (1.0, 1.0, 1.0)
     assert config.data.prefetch == config_lib.default().data.prefetch
 
 
@@ -60,6 +66,10 @@ def test_a_text_older_than_a_field_reads_as_the_network_it_was():
         (dict(text__num_heads=7), "config.text.num_heads"),
         (dict(text__vocab_size=60), "config.text.vocab_size"),
         (dict(sampler__eta=1.5), "config.sampler.eta"),
+        (dict(sampler__temperature=(1.0, 0.0)), "config.sampler.temperature"),
+        (dict(sampler__temperature=(1.0, 0.0, -1.0)), "config.sampler.temperature"),
+        (dict(sampler__window_temperature=-1.0), "config.sampler.temperature"),
+        (dict(sampler__window_steps=0), "config.sampler.steps"),
         (dict(sampler__method="euler"), "config.sampler.method"),
         (dict(sampler__guidance_rescale=2.0), "config.sampler.guidance_rescale"),
         (dict(sampler__threshold=99.5), "config.sampler.threshold"),

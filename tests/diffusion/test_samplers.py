@@ -202,6 +202,21 @@ def test_clip_bounds_every_estimate_and_the_result():
     np.testing.assert_array_equal(inside, samplers.sample(optimal(diffusion), diffusion, keys_of(2), (64,), steps=3))
 
 
+@pytest.mark.parametrize("method", ["ddim", "dpmpp_2m"])
+def test_temperature_is_the_spread_of_the_initial_noise(method):
+    """The best denoiser is linear, and so is the sampler: what the noise adds scales with the temperature."""
+    diffusion = make("v")
+    run = lambda temperature: samplers.sample(
+        optimal(diffusion), diffusion, keys_of(2), (8,), method=method, steps=5, temperature=temperature
+    )
+    cold, half, whole = run(0.0), run(0.5), run(1.0)
+    assert np.ptp(cold) == 0.0
+    np.testing.assert_allclose(half - cold, 0.5 * (whole - cold), atol=1e-6)
+    assert np.std(whole) > 0.1
+    with pytest.raises(ValueError, match="temperature is -1"):
+        run(-1.0)
+
+
 def mixing(x_t, t):
     """A denoiser that is not linear and mixes all of an element, but no two elements."""
     weights = jnp.linspace(-1.0, 0.9, x_t.shape[-1], dtype=jnp.float32)

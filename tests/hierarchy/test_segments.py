@@ -111,3 +111,23 @@ def test_guidance_of_one_needs_no_second_call_and_zero_is_unconditional(world):
     prompts = [np.full((2, 4), i, np.int32) for i in (0, 1)]
     a, b = (run(params, keys, cond, cond[..., :1], p, level=0) for p in prompts)
     np.testing.assert_array_equal(a, b)
+
+
+def test_temperature_is_a_levels_own_and_the_windows_apart(world):
+    """No noise at the last level: keys that leave the levels above alone leave nothing to it."""
+    config, networks, bundle, index = world
+    config = config.copy_and_resolve_references()
+    config.sampler.update(temperature=(0.0, 0.0, 0.0), window_temperature=1.0)
+    seeds = (jax.random.key(1), jax.random.key(2))
+    cold = [sample.generate(config, networks, bundle, PROMPTS, index, key=k, progress=False).latents for k in seeds]
+    np.testing.assert_array_equal(*cold)
+    config.sampler.temperature = (0.0, 0.0, 1.0)
+    warm = sample.generate(config, networks, bundle, PROMPTS, index, key=seeds[0], progress=False).latents
+    np.testing.assert_array_equal(warm[:, ::3], cold[0][:, ::3])  # the level above stands
+    assert np.abs(warm - cold[0]).max() > 1e-2
+    config.sampler.temperature = (0.0, 0.0, 0.0)
+    config.hierarchy.strategy = "autoregressive"
+    one, other = (sample.generate(config, networks, bundle, PROMPTS, index, key=k, progress=False) for k in seeds)
+    assert np.abs(one.latents - other.latents).max() > 1e-2
+    config.sampler.window_steps = 3
+    assert segments.denoiser_calls(config, 2) == 3
