@@ -103,6 +103,9 @@ def _models() -> dict[str, ml_collections.ConfigDict]:
             num_res_blocks=1,  # a level on the way down, one more on the way up. SD v1: 2 [I]
             num_heads=4,  # of every attention. SD v1: 8 [I]
             prompt_levels=(True, True, True),  # prompt attention at this level; SD v1: none at level 4 [F]
+            mid_prompt=True,  # prompt attention in the middle block, as in SD v1
+            downsample_padding="same",  # same | symmetric (SD v1: [I]) padding of the strided convolutions
+            gelu="tanh",  # tanh | exact (SD v1: [I]) of the feed-forward
             ff_mult=2,  # feed-forward width over channels (GEGLU). SD v1: 4 [I]
             cond_channels=32,  # of the condition's down-convolutions [ours]
             temporal="conv_attn",  # none | conv | conv_attn [P]

@@ -15,6 +15,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "vae.temporal_init": ("identity", "random"),
     "vae.temporal_padding": ("edge", "zero"),
     "unet.temporal": ("none", "conv", "conv_attn"),
+    "unet.downsample_padding": ("same", "symmetric"),
+    "unet.gelu": ("tanh", "exact"),
     "unet.injection": ("none", "top_up", "up", "down_up"),
     "mtd.weights": ("shared", "per_level"),
     "diffusion.schedule": ("linear", "scaled_linear", "cosine"),

@@ -87,16 +87,17 @@ class PromptAttention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """Feed-forward: out(a * gelu(b))."""
+    """Feed-forward: out(a * gelu(b)); exact: gelu by the error function, as in Stable Diffusion, or its tanh formula."""
 
     mult: int
+    exact: bool = False
     dtype: layers.Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1]
         a, b = jnp.split(nn.Dense(2 * self.mult * channels, dtype=self.dtype, name="in")(x), 2, axis=-1)
-        return nn.Dense(channels, dtype=self.dtype, name="out")(a * nn.gelu(b))
+        return nn.Dense(channels, dtype=self.dtype, name="out")(a * nn.gelu(b, approximate=not self.exact))
 
 
 class SpatialTransformer(nn.Module):
@@ -106,6 +107,7 @@ class SpatialTransformer(nn.Module):
     num_heads: int
     prompt: bool
     ff_mult: int
+    exact_gelu: bool = False
     dtype: layers.Dtype = jnp.float32
 
     def setup(self) -> None:
@@ -117,7 +119,7 @@ class SpatialTransformer(nn.Module):
             self.norm2 = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)
             self.prompt_attention = PromptAttention(self.features, self.num_heads, self.dtype)
         self.norm3 = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)
-        self.feed_forward = GEGLU(self.ff_mult, self.dtype)
+        self.feed_forward = GEGLU(self.ff_mult, self.exact_gelu, self.dtype)
         self.proj_out = nn.Dense(self.features, dtype=self.dtype, kernel_init=nn.initializers.zeros)
 
     def keys_values(self, text: jax.Array) -> tuple[jax.Array, jax.Array] | None:
@@ -142,6 +144,7 @@ class MTDBlock(nn.Module):
     ff_mult: int
     temporal: str
     inject: bool
+    exact_gelu: bool = False
     dtype: layers.Dtype = jnp.float32
 
     def setup(self) -> None:
@@ -150,7 +153,9 @@ class MTDBlock(nn.Module):
             self.temporal_conv = layers.TemporalConv(dtype=self.dtype)
         if self.inject:
             self.injection = Injection(self.features, self.dtype)
-        self.transformer = SpatialTransformer(self.features, self.num_heads, self.prompt, self.ff_mult, self.dtype)
+        self.transformer = SpatialTransformer(
+            self.features, self.num_heads, self.prompt, self.ff_mult, self.exact_gelu, self.dtype
+        )
         if self.temporal == "conv_attn":
             self.temporal_attention = layers.TemporalAttention(self.num_heads, dtype=self.dtype)
 
@@ -182,6 +187,9 @@ class MTDUNet(nn.Module):
 
     num_levels: 0 = no level embedding (one network a level); otherwise the levels of the tree that share weights.
     condition_fill: 'zero' or 'linear' a level (module `condition`); () is 'zero' at every level.
+    mid_prompt: whether the middle block has prompt attention.
+    downsample_padding: of the strided 3x3 convolutions: 'same' (below and right alone) or 'symmetric' (one all round, as
+      in Stable Diffusion). gelu: 'tanh' or 'exact', of the feed-forward.
     """
 
     out_channels: int
@@ -196,6 +204,9 @@ class MTDUNet(nn.Module):
     injection: str = "down_up"
     num_levels: int = 0
     condition_fill: Sequence[str] = ()
+    mid_prompt: bool = True
+    downsample_padding: str = "same"
+    gelu: str = "tanh"
     dtype: layers.Dtype = jnp.float32
 
     def _block(self, level: int, side: str, index: int) -> MTDBlock:
@@ -211,10 +222,11 @@ class MTDUNet(nn.Module):
         return MTDBlock(
             features=self.channels * self.channel_mults[level],
             num_heads=self.num_heads,
-            prompt=self.prompt_levels[level],
+            prompt=self.mid_prompt if side == "mid" else self.prompt_levels[level],
             ff_mult=self.ff_mult,
             temporal=self.temporal,
             inject=inject[self.injection],
+            exact_gelu=self.gelu == "exact",
             dtype=self.dtype,
             name=f"{side}{level}_{index}" if side != "mid" else "mid",
         )
@@ -232,7 +244,13 @@ class MTDUNet(nn.Module):
         ]
         self.down = [[self._block(i, "down", j) for j in range(self.num_res_blocks)] for i in levels]
         self.downsample = [
-            layers.Conv2D(self.channels * self.channel_mults[i], stride=2, dtype=self.dtype, name=f"downsample{i}")
+            layers.Conv2D(
+                self.channels * self.channel_mults[i],
+                stride=2,
+                padding="SAME" if self.downsample_padding == "same" else ((1, 1), (1, 1)),
+                dtype=self.dtype,
+                name=f"downsample{i}",
+            )
             for i in levels[:-1]
         ]
         self.mid = self._block(levels[-1], "mid", 0)

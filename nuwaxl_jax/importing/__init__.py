@@ -1,0 +1,1 @@
+"""Public image weights in, and out again."""

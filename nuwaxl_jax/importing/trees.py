@@ -1,0 +1,105 @@
+"""Whole trees of ours from public tensors and back: what is missing, left over or of another shape is listed by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Mapping, Sequence
+
+import numpy as np
+
+from nuwaxl_jax.importing import layouts
+from nuwaxl_jax.importing.names import Entry
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What did not fit.
+
+    Attributes:
+      missing: tensors that ours needs and the files do not have.
+      unexpected: tensors of the files that ours has no place for.
+      wrong: 'name: shape, ours wants shape'.
+      taken: number of tensors that fit.
+    """
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    wrong: tuple[str, ...]
+    taken: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether every tensor that ours needs is there, in its shape."""
+        return not self.missing and not self.wrong
+
+
+def compare(
+    entries: Sequence[Entry],
+    shapes: Mapping[str, Sequence[int]],
+    params: Mapping[str, Any],
+    ignored: Sequence[str] = (),
+) -> Report:
+    """What of `params` the tensors can fill, by shapes alone.
+
+    Args:
+      entries: of `names`.
+      shapes: of the tensors.
+      params: our tree, arrays or shapes (`jax.eval_shape`).
+      ignored: tensors, or prefixes of theirs, that are known to have no place (positions that can be computed).
+    """
+    ours = _flat(params)
+    missing, wrong, used = [], [], set()
+    for entry in entries:
+        there = [name for name in entry.theirs if name in shapes]
+        missing += [name for name in entry.theirs if name not in shapes]
+        used.update(there)
+        if len(there) < len(entry.theirs):
+            continue
+        try:
+            empty = {name: np.broadcast_to(np.zeros((), np.int8), tuple(shapes[name])) for name in there}
+            shape = layouts.to_ours(entry, empty).shape
+        except ValueError as error:
+            wrong.append(str(error))
+            continue
+        wanted = tuple(ours[entry.ours].shape)
+        if shape != wanted:
+            wrong.append(f"{', '.join(there)}: {shape} in our layout, {entry.ours} is {wanted}")
+    unexpected = [name for name in shapes if name not in used and not name.startswith(tuple(ignored))]
+    return Report(tuple(missing), tuple(unexpected), tuple(wrong), len(used))
+
+
+def fill(entries: Sequence[Entry], tensors: Mapping[str, np.ndarray], params: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of our tree with the entries' arrays taken from the tensors, float32; all others stay."""
+    flat = _flat(params)
+    for entry in entries:
+        flat[entry.ours] = np.asarray(layouts.to_ours(entry, tensors), np.float32)
+    return _nested(flat)
+
+
+def tensors_of(entries: Sequence[Entry], params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The public tensors that our tree's arrays are, in the arrays' dtype."""
+    flat, out = _flat(params), {}
+    for entry in entries:
+        out |= layouts.to_theirs(entry, np.asarray(flat[entry.ours]))
+    return out
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            out |= _flat(value, f"{prefix}{key}/")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        *path, last = name.split("/")
+        node = tree
+        for key in path:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return tree
