@@ -47,5 +47,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "test": ["pytest>=8"],
+        # The torch originals that imported networks are compared with; without them those tests are skipped.
+        "parity": ["torch==2.13.0", "diffusers==0.42.1", "transformers==5.23.0"],
     },
 )

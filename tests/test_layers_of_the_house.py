@@ -19,6 +19,7 @@ LAYERS = {
     "training.tasks": 4,
     "training.steps": 4,
     "evaluation": 4,
+    "importing": 4,
     "hierarchy": 4,
     "networks": 4,
     "weights": 4,
@@ -43,7 +44,7 @@ OWNERS = {
     "orbax": {"training.checkpoint"},
     "clu": {"training.metrics"},
     "tensorboardX": {"training.metrics"},
-    "safetensors": {"weights"},
+    "safetensors": {"weights", "importing.tensors"},
     "absl": {"main", "data.pipeline"},
 }
 NEVER = {"pickle", "cPickle", "dill", "joblib", "torch", "tensorflow"}

@@ -4,8 +4,9 @@ A table is a list of `Entry`, one an array of our tree, made from a config's siz
 writing alike. `style` says whose names: 'diffusers' (folders of diffusers and transformers) or 'ldm' (the original
 single-file checkpoints of latent diffusion and Stable Diffusion v1).
 
-Theirs are torch layouts: convolutions `[out, in, rows, cols]`, linear maps `[out, in]`. Ours are `[rows, cols, in, out]` and
-`[in, out]`; what attention needs together lies together (queries, keys and values of one input in one matrix).
+Theirs are torch layouts: convolutions `[out, in, rows, cols]`, linear maps `[out, in]`. Ours are
+`[rows, cols, in, out]` and `[in, out]`; what attention needs together lies together (queries, keys and values of one
+input in one matrix).
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ class Entry:
     Attributes:
       ours: its path in the tree, joined by '/'.
       theirs: the tensors it is made of, in the order in which they are joined along the output axis.
-      kind: 'conv', 'linear', 'pointwise' (linear for us; a 1x1 convolution, or a linear map, for them) or 'plain' (vectors
-        and embeddings, as they are).
+      kind: 'conv', 'linear', 'pointwise' (linear for us; a 1x1 convolution, or a linear map, for them) or 'plain'
+        (vectors and embeddings, as they are).
     """
 
     ours: str

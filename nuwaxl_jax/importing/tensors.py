@@ -15,7 +15,7 @@ import safetensors
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
-class ImportError_(ValueError):
+class WeightsError(ValueError):
     """One line: what is wrong with the files, and the mend."""
 
 
@@ -23,7 +23,7 @@ class Tensors(Mapping):
     """name -> array, read when asked for; `shapes` without reading.
 
     Raises:
-      ImportError_: no such file, a pickle, a damaged file, or shards that are missing.
+      WeightsError: no such file, a pickle, a damaged file, or shards that are missing.
     """
 
     def __init__(self, path: str | pathlib.Path):
@@ -39,7 +39,7 @@ class Tensors(Mapping):
                         self._file_of[name] = file
                         self.shapes[name], self.dtypes[name] = tuple(part.get_shape()), part.get_dtype()
             except safetensors.SafetensorError as error:
-                raise ImportError_(f"{file}: not a readable safetensors file ({error}); fetch it again") from error
+                raise WeightsError(f"{file}: not a readable safetensors file ({error}); fetch it again") from error
 
     def __getitem__(self, name: str) -> np.ndarray:
         with safetensors.safe_open(self._file_of[name], framework="numpy") as opened:
@@ -55,16 +55,16 @@ class Tensors(Mapping):
 def _files(path: pathlib.Path) -> list[pathlib.Path]:
     if path.is_file():
         if path.suffix in PICKLES:
-            raise ImportError_(f"{path}: is a pickle, and reading one runs code; give the .safetensors file instead")
+            raise WeightsError(f"{path}: is a pickle, and reading one runs code; give the .safetensors file instead")
         return [path]
     if not path.is_dir():
-        raise ImportError_(f"{path}: does not exist; give a .safetensors file or a folder of a public model")
+        raise WeightsError(f"{path}: does not exist; give a .safetensors file or a folder of a public model")
     indices = sorted(path.glob("*.safetensors.index.json"))
     if indices:
         shards = sorted(set(json.loads(indices[0].read_text(encoding="utf-8"))["weight_map"].values()))
         missing = [name for name in shards if not (path / name).is_file()]
         if missing:
-            raise ImportError_(f"{path}: {indices[0].name} names {missing[0]}, which is not there; fetch all shards")
+            raise WeightsError(f"{path}: {indices[0].name} names {missing[0]}, which is not there; fetch all shards")
         return [path / name for name in shards]
     found = [f for f in sorted(path.glob("*.safetensors")) if ".fp16." not in f.name] or sorted(
         path.glob("*.fp16.safetensors")
@@ -72,7 +72,7 @@ def _files(path: pathlib.Path) -> list[pathlib.Path]:
     if len(found) == 1:
         return found
     if found:
-        raise ImportError_(f"{path}: holds {len(found)} safetensors files and no index; name one of them")
+        raise WeightsError(f"{path}: holds {len(found)} safetensors files and no index; name one of them")
     if any(f.suffix in PICKLES for f in path.iterdir()):
-        raise ImportError_(f"{path}: holds pickles alone, and reading one runs code; fetch the .safetensors files")
-    raise ImportError_(f"{path}: holds no .safetensors file")
+        raise WeightsError(f"{path}: holds pickles alone, and reading one runs code; fetch the .safetensors files")
+    raise WeightsError(f"{path}: holds no .safetensors file")

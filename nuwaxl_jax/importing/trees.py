@@ -1,4 +1,4 @@
-"""Whole trees of ours from public tensors and back: what is missing, left over or of another shape is listed by name."""
+"""Whole trees of ours from public tensors and back; what is missing, left over or misshapen is listed by name."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ class PromptAttention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """Feed-forward: out(a * gelu(b)); exact: gelu by the error function, as in Stable Diffusion, or its tanh formula."""
+    """Feed-forward: out(a * gelu(b)); exact: by the error function, as in Stable Diffusion, not its tanh formula."""
 
     mult: int
     exact: bool = False
@@ -188,8 +188,8 @@ class MTDUNet(nn.Module):
     num_levels: 0 = no level embedding (one network a level); otherwise the levels of the tree that share weights.
     condition_fill: 'zero' or 'linear' a level (module `condition`); () is 'zero' at every level.
     mid_prompt: whether the middle block has prompt attention.
-    downsample_padding: of the strided 3x3 convolutions: 'same' (below and right alone) or 'symmetric' (one all round, as
-      in Stable Diffusion). gelu: 'tanh' or 'exact', of the feed-forward.
+    downsample_padding: of the strided 3x3 convolutions: 'same' (below and right alone) or 'symmetric' (one all round,
+      as in Stable Diffusion). gelu: 'tanh' or 'exact', of the feed-forward.
     """
 
     out_channels: int
