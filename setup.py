@@ -41,12 +41,13 @@ setup(
         "pillow>=10.1",  # storyboards and GIFs
         "scipy>=1.11",  # SSIM, reading toons frames; jax brings it anyway
         "safetensors>=0.4",  # weights without pickle
+        "tokenizers>=0.21",  # CLIP's byte-pair encoding (data/clip_bpe.py)
         "tensorboardX>=2.6",  # TensorBoard events without TensorFlow
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
-        "test": ["pytest>=8"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6"],  # xdist: a worker a core
         # The torch originals that imported networks are compared with; without them those tests are skipped.
         "parity": ["torch==2.13.0", "diffusers==0.42.1", "transformers==5.23.0"],
     },

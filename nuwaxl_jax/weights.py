@@ -1,4 +1,5 @@
-"""Weights as one safetensors file: a bundle's arrays, and in its header the resolved config and a card, as JSON.
+"""Weights as one safetensors file: a bundle's arrays, and in its header the resolved config and a card, as JSON;
+with CLIP's tokenizer also its vocabulary.
 
 A bundle is everything sampling needs: `{'vae', 'latent_shift', 'latent_scale', 'denoisers': (tree, ...)}` with the
 moving averages of the parameters. Reading one runs no code and opens no pickle.
@@ -19,6 +20,7 @@ import safetensors
 import safetensors.numpy
 
 from nuwaxl_jax import config as config_lib
+from nuwaxl_jax.data import clip_bpe
 
 Bundle = dict[str, Any]
 SHIPPED = "toons_small.safetensors"
@@ -64,13 +66,26 @@ def save(
         if not np.isfinite(flat[name]).all():
             raise ValueError(f"weights: {name} does not fit {kept}; save it with dtype float32")
     metadata = {"config": config_lib.to_json(config), "card": json.dumps(card, sort_keys=True)}
+    if config.text.tokenizer == "clip_bpe":
+        metadata[clip_bpe.HEADER_KEY] = clip_bpe.read(config.text.vocabulary).to_json()
+    save_tensors(path, flat, metadata)
+
+
+def save_tensors(
+    path: str | os.PathLike, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None
+) -> None:
+    """One safetensors file, by atomic rename."""
     part = f"{os.fspath(path)}.part"
-    safetensors.numpy.save_file(flat, part, metadata=metadata)
+    safetensors.numpy.save_file(tensors, part, metadata=metadata)
     os.replace(part, path)
 
 
-def load(path: str | os.PathLike) -> tuple[Bundle, ml_collections.ConfigDict, dict[str, Any]]:
-    """(bundle in float32, its config, its card plus `file` and `sha256`).
+def load(
+    path: str | os.PathLike, only: tuple[str, ...] = ("",)
+) -> tuple[Bundle, ml_collections.ConfigDict, dict[str, Any]]:
+    """(bundle in float32, its config, its card plus `file`, `dtype` (as stored) and `sha256`).
+
+    only: beginnings of the arrays' names, 'vae/', 'latent_', 'denoisers/0/'; others are not read.
 
     Raises:
       FileNotFoundError, ValueError: one line that says what is wrong with the file.
@@ -81,7 +96,7 @@ def load(path: str | os.PathLike) -> tuple[Bundle, ml_collections.ConfigDict, di
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            flat = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}
+            stored = {name: file.get_tensor(name) for name in file.keys() if name.startswith(only)}
     except safetensors.SafetensorError as error:
         raise ValueError(
             f"weights: {path} is not a readable safetensors file ({error}); fetch or export it again"
@@ -89,8 +104,18 @@ def load(path: str | os.PathLike) -> tuple[Bundle, ml_collections.ConfigDict, di
     if "config" not in metadata:
         raise ValueError(f"weights: {path} carries no config; it was not written by --mode=export")
     card = json.loads(metadata.get("card", "{}"))
-    card |= {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    return _unflatten(flat), config_lib.from_json(metadata["config"]), card
+    half = any(value.dtype == np.float16 for value in stored.values())
+    card |= {"file": path.name, "dtype": "float16" if half else "float32", "sha256": _sha256(path)}
+    flat = {name: value.astype(np.float32) for name, value in stored.items()}
+    config = config_lib.from_json(metadata["config"])
+    if clip_bpe.HEADER_KEY in metadata:
+        config.text.vocabulary = os.fspath(path)
+    return _unflatten(flat), config, card
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def shipped_path() -> pathlib.Path:

@@ -3,7 +3,8 @@
     python experiments/levels/run.py [--stories 4] [--segments 4] [--weights shipped] [--cpu_devices 0]
 
 For each held-out story, frames 0 to 225 x segments: the true video through the T-KLVAE; its latents at stride 15 with
-straight lines between (no network); level 2 from the true stride-15 frames; levels 1 and 2 from the true stride-225
+straight lines between (no network); level 2 from the true stride-15 frames, as it is, from noise of standard deviation
+1, and without the line between given frames in its prediction; levels 1 and 2 from the true stride-225
 frames; all levels. Each is scored as in `--mode=eval`, and where the truth fixes most of a frame also by its PSNR.
 Writes results.json beside this file.
 """
@@ -19,16 +20,11 @@ import numpy as np
 
 from nuwaxl_jax import files
 from nuwaxl_jax import networks as networks_lib
-from nuwaxl_jax import partitioning
 from nuwaxl_jax import weights as weights_lib
 from nuwaxl_jax.evaluation import image_metrics
+from nuwaxl_jax.evaluation import levels
 from nuwaxl_jax.evaluation import stories
 from nuwaxl_jax.evaluation import story_score
-from nuwaxl_jax.hierarchy import frames as frames_lib
-from nuwaxl_jax.hierarchy import generate
-from nuwaxl_jax.hierarchy import plan as plan_lib
-from nuwaxl_jax.hierarchy import segments
-from nuwaxl_jax.hierarchy import story as story_lib
 
 HERE = pathlib.Path(__file__).parent
 SHOWN = ("scene", "colour", "shape", "step", "action", "difference_inside", "difference_border", "border_ratio")
@@ -43,25 +39,6 @@ def straight_lines(latents: np.ndarray, stride: int) -> np.ndarray:
     return ((1 - share) * latents[at[low]] + share * latents[at[low + 1]]).astype(np.float32)
 
 
-def from_level(config, networks, bundle, first: int, truth: np.ndarray, captions, key) -> np.ndarray:
-    """Latents [F, h, w, c] whose levels from `first` on are made, those above taken from `truth` [F, h, w, c]."""
-    tree = config.hierarchy
-    plans = plan_lib.make_plan(len(truth), tree.segment_length, tree.depth)
-    prompts, index = story_lib.Story.from_captions(captions).frame_prompts(len(truth))
-    made = frames_lib.FrameLatents(1, plans, truth.shape[1:])
-    if first > 0:
-        given = (made.frame_ids % plans[first - 1].stride == 0) & (made.frame_ids < len(truth))
-        made.array[0, given], made.done[0, given] = truth[made.frame_ids[given]], True
-    sample = segments.sampler_of(config, networks)
-    params = segments.sampling_params(networks, bundle, prompts)
-    mesh = partitioning.make_mesh()
-    for plan in plans[first:]:
-        generate.generate_level(
-            sample, params, plan, key, made, index[None], mesh=mesh, chunk=tree.chunk, microbatch=tree.microbatch
-        )
-    return made.array[0, : len(truth)]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stories", type=int, default=4)
@@ -73,6 +50,10 @@ def main() -> None:
     path = weights_lib.shipped_path() if arguments.weights == "shipped" else arguments.weights
     bundle, config, card = weights_lib.load(path)
     networks = networks_lib.build(config)
+    noisy, free = config.copy_and_resolve_references(), config.copy_and_resolve_references()
+    noisy.sampler.temperature = (1.0,) * config.hierarchy.depth
+    free.diffusion.line_std = (1.0,) * config.hierarchy.depth
+    free_networks = networks_lib.build(free)
     source = stories.held_out(config, arguments.stories, 3376)
     index = np.arange(225 * arguments.segments + 1)
     rows: dict[str, list[dict]] = {}
@@ -80,18 +61,22 @@ def main() -> None:
         frames, captions = source.frames(i, index), source.captions(i, index)
         truth = stories.encode_video(networks, bundle, frames)
         key = jax.random.fold_in(jax.random.key(config.seed), i)
+
+        def make(config, networks, first):
+            return levels.make_levels(config, networks, bundle, truth, captions, key, first)
+
         ways = {
             "truth through the T-KLVAE": lambda: truth,
             "straight lines between true stride-15 frames": lambda: straight_lines(truth, 15),
-            "level 2 from true stride-15 frames": lambda: from_level(config, networks, bundle, 2, truth, captions, key),
-            "levels 1, 2 from true stride-225 frames": lambda: from_level(
-                config, networks, bundle, 1, truth, captions, key
-            ),
-            "all levels": lambda: from_level(config, networks, bundle, 0, truth, captions, key),
+            "level 2 from true stride-15 frames": lambda: make(config, networks, 2),
+            "the same from noise of temperature 1": lambda: make(noisy, networks, 2),
+            "the same without the line": lambda: make(free, free_networks, 2),
+            "levels 1, 2 from true stride-225 frames": lambda: make(config, networks, 1),
+            "all levels": lambda: make(config, networks, 0),
         }
-        for name, make in ways.items():
+        for name, latents in ways.items():
             begin = time.perf_counter()
-            video = stories.decode_video(networks, bundle, make())
+            video = stories.decode_video(networks, bundle, latents())
             score = story_score.story_score(video, captions, segment_length=config.hierarchy.segment_length)
             row = {k: score[k] for k in SHOWN} | {"psnr": float(image_metrics.psnr(frames, video).mean())}
             rows.setdefault(name, []).append(row)

@@ -261,7 +261,10 @@ def make_iterator(
         scattered=stage in config_rules.IMAGE_STAGES,
     )
     tokenizer = text.make_tokenizer(
-        config.text.tokenizer, vocab_size=config.text.vocab_size, max_tokens=config.text.max_tokens
+        config.text.tokenizer,
+        vocab_size=config.text.vocab_size,
+        max_tokens=config.text.max_tokens,
+        vocabulary=config.text.vocabulary,
     )
     lengths = np.array([source.num_frames(i) for i in range(len(source))], np.int64)
     episodes = clips.usable_episodes(sampler, lengths)

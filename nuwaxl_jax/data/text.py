@@ -1,4 +1,4 @@
-"""Captions as token ids: a closed list of words plus hash buckets, no download.
+"""Captions as token ids: a closed list of words plus hash buckets, no download; or CLIP's (`clip_bpe`).
 
 Id 0 pads, 1 begins and 2 ends a caption. The words of the toons captions and
 punctuation have ids of their own (`KNOWN_WORDS`, part of every checkpoint:
@@ -10,10 +10,13 @@ is the null prompt of classifier-free guidance.
 import dataclasses
 import functools
 import re
+from typing import Protocol
 import unicodedata
 import zlib
 
 import numpy as np
+
+from nuwaxl_jax.data import clip_bpe
 
 PAD, BOS, EOS = 0, 1, 2
 _FIRST_WORD = 3
@@ -90,15 +93,30 @@ class WordTokenizer:
         return re.sub(r" ([.,!?;:])", r"\1", " ".join(words))
 
 
-def make_tokenizer(name: str, *, vocab_size: int, max_tokens: int) -> WordTokenizer:
-    """The tokenizer that `text.tokenizer` names.
+class Tokenizer(Protocol):
+    """What the rest asks of a tokenizer: `WordTokenizer`, or `clip_bpe.CLIPTokenizer`."""
+
+    vocab_size: int
+    max_tokens: int
+
+    def encode(self, caption: str) -> np.ndarray:
+        """int32 [N]; '' is the null prompt."""
+
+    def encode_batch(self, captions: list[str]) -> np.ndarray:
+        """int32 [n, N]."""
+
+    def decode(self, ids: np.ndarray) -> str:
+        """The caption, as far as ids tell."""
+
+
+def make_tokenizer(name: str, *, vocab_size: int, max_tokens: int, vocabulary: str = "") -> Tokenizer:
+    """The tokenizer that `text.tokenizer` names; `vocabulary` is read by 'clip_bpe' alone, and not before it is used.
 
     Raises:
       ValueError: for an unknown name.
     """
-    if name not in TOKENIZERS:
-        raise ValueError(f"text.tokenizer is {name!r}; choose one of {sorted(TOKENIZERS)}.")
-    return TOKENIZERS[name](vocab_size=vocab_size, max_tokens=max_tokens)
-
-
-TOKENIZERS = {"words": WordTokenizer}
+    if name == "words":
+        return WordTokenizer(vocab_size, max_tokens)
+    if name == "clip_bpe":
+        return clip_bpe.CLIPTokenizer(vocab_size, max_tokens, vocabulary)
+    raise ValueError(f"text.tokenizer is {name!r}; choose words or clip_bpe.")

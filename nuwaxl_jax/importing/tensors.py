@@ -5,6 +5,7 @@ Pickled files (.bin, .ckpt, .pt, .pth) are refused: reading one runs its author'
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pathlib
 from typing import Iterator, Mapping
@@ -42,11 +43,21 @@ class Tensors(Mapping):
                 raise WeightsError(f"{file}: not a readable safetensors file ({error}); fetch it again") from error
 
     def __getitem__(self, name: str) -> np.ndarray:
-        with safetensors.safe_open(self._file_of[name], framework="numpy") as opened:
-            return opened.get_tensor(name)
+        # NumPy has no bfloat16 of its own.
+        framework = "flax" if self.dtypes[name] == "BF16" else "numpy"
+        with safetensors.safe_open(self._file_of[name], framework=framework) as opened:
+            return np.asarray(opened.get_tensor(name))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._file_of)
+
+    def digest(self) -> dict[str, str]:
+        """File name -> SHA-256 of its bytes."""
+        out = {}
+        for file in sorted(set(self._file_of.values())):
+            with open(file, "rb") as opened:
+                out[file.name] = hashlib.file_digest(opened, "sha256").hexdigest()
+        return out
 
     def __len__(self) -> int:
         return len(self._file_of)

@@ -47,7 +47,7 @@ def compare(
       params: our tree, arrays or shapes (`jax.eval_shape`).
       ignored: tensors, or prefixes of theirs, that are known to have no place (positions that can be computed).
     """
-    ours = _flat(params)
+    ours = flat(params)
     missing, wrong, used = [], [], set()
     for entry in entries:
         there = [name for name in entry.theirs if name in shapes]
@@ -70,33 +70,35 @@ def compare(
 
 def fill(entries: Sequence[Entry], tensors: Mapping[str, np.ndarray], params: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of our tree with the entries' arrays taken from the tensors, float32; all others stay."""
-    flat = _flat(params)
+    leaves = flat(params)
     for entry in entries:
-        flat[entry.ours] = np.asarray(layouts.to_ours(entry, tensors), np.float32)
-    return _nested(flat)
+        leaves[entry.ours] = np.asarray(layouts.to_ours(entry, tensors), np.float32)
+    return nested(leaves)
 
 
 def tensors_of(entries: Sequence[Entry], params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The public tensors that our tree's arrays are, in the arrays' dtype."""
-    flat, out = _flat(params), {}
+    leaves, out = flat(params), {}
     for entry in entries:
-        out |= layouts.to_theirs(entry, np.asarray(flat[entry.ours]))
+        out |= layouts.to_theirs(entry, np.asarray(leaves[entry.ours]))
     return out
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested dict's leaves by path, joined by '/'."""
     out: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            out |= _flat(value, f"{prefix}{key}/")
+            out |= flat(value, f"{prefix}{key}/")
         else:
             out[f"{prefix}{key}"] = value
     return out
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The dict that `flat` came from."""
     tree: dict[str, Any] = {}
-    for name, value in flat.items():
+    for name, value in leaves.items():
         *path, last = name.split("/")
         node = tree
         for key in path:

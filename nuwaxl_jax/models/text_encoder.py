@@ -57,3 +57,18 @@ class TextEncoder(nn.Module):
             x = TextBlock(self.num_heads, dtype=self.dtype, name=f"block{i}")(x, causal)
         x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="final_norm")(x)
         return x.astype(jnp.float32).reshape(*tokens.shape, self.width)
+
+
+def pooled_state(states: jax.Array, tokens: jax.Array, end: int) -> jax.Array:
+    """CLIP's summary of a prompt: the state at its first end token.
+
+    Args:
+      states: [..., N, D], of `TextEncoder`.
+      tokens: int32 [..., N].
+      end: id of the end token.
+
+    Returns:
+      [..., D]; the first state where there is no end token.
+    """
+    place = jnp.argmax(tokens == end, axis=-1)[..., None, None]
+    return jnp.take_along_axis(states, place, axis=-2)[..., 0, :]

@@ -135,14 +135,18 @@ def test_text_encoder(num_layers, width, heads):
         num_hidden_layers=num_layers,
         num_attention_heads=heads,
         max_position_embeddings=20,
+        eos_token_id=98,
     )
     theirs = shaken(transformers.CLIPTextModel(config))
     ours = text_encoder.TextEncoder(99, 20, width, num_layers, heads)
-    tokens = np.random.default_rng(0).integers(0, 99, (3, 20))
+    tokens = np.random.default_rng(0).integers(0, 98, (3, 20))
+    tokens[0, 7:], tokens[1, 19], tokens[2, [3, 9]] = 98, 98, 98
     params = ours.init(jax.random.key(0), jnp.asarray(tokens))["params"]
     prefix = "text_model." if any(n.startswith("text_model.") for n in theirs.state_dict()) else ""
     entries = names.text_entries(num_layers, prefix)
     filled, _ = imported(entries, theirs, params, ignored=("text_model.embeddings.position_ids",))
     with torch.no_grad():
-        wanted = theirs(torch.from_numpy(tokens)).last_hidden_state
-    close(ours.apply({"params": filled}, tokens), wanted)
+        wanted = theirs(torch.from_numpy(tokens))
+    states = ours.apply({"params": filled}, tokens)
+    close(states, wanted.last_hidden_state)
+    close(text_encoder.pooled_state(states, tokens, 98), wanted.pooler_output)

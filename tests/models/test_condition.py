@@ -10,6 +10,11 @@ from nuwaxl_jax.models import condition
 from nuwaxl_jax.models import mtd_unet
 
 
+def waves(shapes):
+    """Parameters of these shapes, none of them zero."""
+    return jax.tree.map(lambda s: 0.3 * np.sin(1.0 + np.arange(s.size, dtype=np.float32)).reshape(s.shape), shapes)
+
+
 @pytest.mark.parametrize("given", [(0, 6), (0,), (6,), (2, 5), (0, 3, 4, 6), tuple(range(7))])
 def test_it_is_numpys_interpolation_held_at_the_ends(given):
     values = np.random.default_rng(0).normal(size=(7, 2, 2, 3)).astype(np.float32)
@@ -37,12 +42,11 @@ def test_each_level_has_its_own_fill():
     cond = jax.random.normal(jax.random.key(0), (2, 4, 4, 4, 3))
     mask = jnp.zeros((2, 4, 4, 4, 1)).at[:, jnp.array([0, 3])].set(1.0)
     cond, text, t, level = cond * mask, jnp.ones((2, 4, 5, 6)), jnp.array([3, 700]), jnp.array([0, 1])
-    params = plain.init(jax.random.key(1), cond, t, text, cond, mask, level)
-    params = jax.tree.map(lambda p: p + 0.1 * jnp.sin(1.0 + jnp.arange(p.size)).reshape(p.shape), params)
-    one, other = (module.apply(params, cond, t, text, cond, mask, level) for module in (plain, filled))
+    params = waves(jax.eval_shape(plain.init, jax.random.key(1), cond, t, text, cond, mask, level))
+    one, other = (jax.jit(module.apply)(params, cond, t, text, cond, mask, level) for module in (plain, filled))
     np.testing.assert_array_equal(one[0], other[0])
     assert float(jnp.abs(one[1] - other[1]).max()) > 1e-3
-    blended = plain.apply(params, cond, t, text, condition.fill(cond, mask), mask, level)
+    blended = jax.jit(plain.apply)(params, cond, t, text, condition.fill(cond, mask), mask, level)
     np.testing.assert_allclose(other[1], blended[1], atol=1e-6)
 
 
@@ -65,14 +69,13 @@ def test_the_network_starts_from_the_line_at_its_levels_alone(toons_presets):
     networks = networks_lib.build(config)
     config.diffusion.line_std = (1.0, 1.0, 1.0)
     without = networks_lib.build(config)
-    params = networks.init_denoiser(jax.random.key(0))
-    params = jax.tree.map(lambda p: p + 0.1 * jnp.sin(1.0 + jnp.arange(p.size)).reshape(p.shape), params)
+    params = waves(jax.eval_shape(networks.init_denoiser, jax.random.key(0)))
     shape = (3, 4, *networks.latent_shape)
     x_t, cond = jax.random.normal(jax.random.key(1), shape), jax.random.normal(jax.random.key(2), shape)
     mask = jnp.zeros((*shape[:-1], 1)).at[:, jnp.array([0, 3])].set(1.0)
     text = jax.random.normal(jax.random.key(3), (3, 4, 5, config.text.width))
     t, level = jnp.array([5, 20, 49]), jnp.array([0, 1, 2])
-    one, other = (n.denoise(params, x_t, t, text, mask * cond, mask, level) for n in (networks, without))
+    one, other = (jax.jit(n.denoise)(params, x_t, t, text, mask * cond, mask, level) for n in (networks, without))
     np.testing.assert_array_equal(one[:2], other[:2])
     x0 = networks.diffusion.to_x0(x_t, t, one)[2]
     np.testing.assert_allclose(x0[jnp.array([0, 3])], cond[2, jnp.array([0, 3])], atol=1e-5)  # given frames are known

@@ -43,3 +43,9 @@ def test_too_many_tokens_are_refused(encoder):
     module, params, _ = encoder
     with pytest.raises(ValueError, match="max_tokens"):
         module.apply(params, jnp.zeros((9,), jnp.int32))
+
+
+def test_the_pooled_state_is_that_of_the_first_end_token():
+    states = jnp.arange(2 * 4 * 3.0).reshape(2, 4, 3)
+    pooled = text_encoder.pooled_state(states, jnp.array([[1, 5, 9, 9], [1, 9, 0, 0]]), end=9)
+    np.testing.assert_array_equal(pooled, [states[0, 2], states[1, 1]])
