@@ -17,8 +17,11 @@ import ml_collections
 from nuwaxl_jax import config_rules
 
 STAGES = config_rules.STAGES
+VAE_STAGES = config_rules.VAE_STAGES
+LPIPS_NONE = config_rules.LPIPS_NONE
 ConfigError = config_rules.ConfigError
 validate = config_rules.validate
+validate_training = config_rules.validate_training
 window_frames = config_rules.window_frames
 vae_factor = config_rules.vae_factor
 latent_shape = config_rules.latent_shape
@@ -33,6 +36,7 @@ def _stage(**overrides: Any) -> ml_collections.ConfigDict:
             optimizer="muon",  # muon | adamw
             learning_rate=1e-3,  # peak
             pretrained_lr_ratio=1.0,  # rate of the layers that an image stage trained before, over that of new ones
+            trainable="",  # pattern of the paths that learn; '' = all, 'new' = layers that no stage trained before
             warmup_steps=100,  # linear warm-up from 0
             lr_schedule="cosine",  # cosine | constant, after the warm-up
             min_lr_ratio=0.02,  # the cosine ends at learning_rate * min_lr_ratio
@@ -74,7 +78,8 @@ def _data() -> ml_collections.ConfigDict:
 def _models() -> dict[str, ml_collections.ConfigDict]:
     text = ml_collections.ConfigDict(
         dict(
-            tokenizer="words",  # words: closed vocabulary + hash buckets, no download [ours]; paper: CLIP's BPE [I]
+            tokenizer="words",  # words: closed vocabulary + hash buckets, no download [ours] | clip_bpe: CLIP's [I]
+            vocabulary="",  # clip_bpe: a folder with CLIP's tokenizer files, or weights that carry them
             vocab_size=512,  # token ids, hash buckets of unknown words included
             max_tokens=20,  # tokens a prompt, bos and eos included. CLIP: 77
             width=128,  # channels of a text state. CLIP ViT-L/14: 768
@@ -92,8 +97,20 @@ def _models() -> dict[str, ml_collections.ConfigDict]:
             temporal="conv_attn",  # none | conv | conv_attn [P]
             temporal_init="identity",  # identity [P] | random (Table 2a's ablation)
             temporal_padding="edge",  # of the temporal convolutions at a clip's ends: edge | zero [ours]
-            loss="l1+l2",  # reconstruction. kl-f8: L1 + LPIPS + GAN [I]
+            # What a backward pass keeps of each block: none = all of it | products = its inputs and the results of its
+            # convolutions and linear maps | blocks = its inputs alone. Memory for time, never the result. [ours]
+            remat="none",
+            loss="l1+l2",  # reconstruction: l1 | l2 | l1+l2. kl-f8: L1 + LPIPS + GAN [I]
             kl_weight=1e-4,  # times the KL per latent element, beside a loss per pixel value. [ours]
+            logvar="fixed",  # of the reconstruction: fixed at 0, as kl-f8's optimiser leaves it [I] | learned
+            perceptual_weight=0.0,  # of LPIPS, with VGG16, beside the reconstruction; 0 = off. kl-f8: 1 [I]
+            lpips_weights="",  # safetensors of lpips.LPIPS(net="vgg")'s state; "" = without, and labelled so
+            lpips_sha256="",  # the hash that file must have; "" = any. A run writes the one it has here, or "none"
+            gan_weight=0.0,  # of the discriminator's term, beside its adaptive weight; 0 = off. kl-f8: 0.5 [I]
+            gan_start=(0, 0),  # step of image_vae, of vae, at which it starts. kl-f8: 50001 [I]
+            gan_channels=64,  # of its first layer [I]
+            gan_layers=3,  # strided ones [I]
+            gan_learning_rate=1e-4,  # its Adam's (0.5, 0.9), constant. kl-f8: 4.5e-6 an image of the batch [I]
         )
     )
     unet = ml_collections.ConfigDict(
@@ -110,6 +127,7 @@ def _models() -> dict[str, ml_collections.ConfigDict]:
             cond_channels=32,  # of the condition's down-convolutions [ours]
             temporal="conv_attn",  # none | conv | conv_attn [P]
             injection="down_up",  # none | top_up | up | down_up: Table 2b; down_up is the paper's [P]
+            remat="none",  # none | products | blocks, as of the VAE [ours]
             # What the condition holds at frames to be made, at level 0, 1, ...: zero, masked [P] | linear, a blend of
             # the given frames [ours].
             condition_fill=("zero", "zero", "linear"),
@@ -142,7 +160,8 @@ def _process() -> dict[str, ml_collections.ConfigDict]:
     )
     sampler = ml_collections.ConfigDict(
         dict(
-            method="ddim",  # ddim | dpmpp_2m | ddpm (the paper's eq. 16) [P: ddpm]
+            method="ddim",  # ddim | euler | dpmpp_2m | ddpm (the paper's eq. 16) [P: ddpm]
+            spacing="trailing",  # which timesteps are kept: trailing | leading | linspace (arXiv:2305.08891) [ours]
             steps=(32, 24, 4),  # denoiser steps at level 0, 1, 2 [ours]
             guidance=(2.0, 1.5, 1.0),  # classifier-free guidance scale a level; 1 = off, one call a step [ours]
             # Standard deviation of the noise that sampling starts from, at level 0, 1, ...; 1.0 samples the model, 0.0
@@ -182,6 +201,7 @@ def default() -> ml_collections.ConfigDict:
                 # In this order: the image KL-VAE, from it the T-KLVAE [P]; the denoiser's image part, standing in for
                 # the paper's pre-trained text-to-image model [ours], and from it the denoiser [P].
                 stages=STAGES,
+                init_from="",  # weights that a stage starts from when no stage before it ran: imported, or of a run
                 image_vae=_stage(batch_size=8, clip_length=1, num_steps=4000, learning_rate=5e-3),
                 vae=_stage(batch_size=2, clip_length=16, num_steps=400, learning_rate=1e-3),
                 image_denoiser=_stage(
@@ -258,6 +278,14 @@ def from_json(text: str) -> ml_collections.ConfigDict:
         if field not in values.get(section, {}):
             config[section][field] = (before,) * config.hierarchy.depth
     return validate(config)
+
+
+def completed(text: str) -> dict[str, Any]:
+    """`to_json`'s text as JSON values, with the fields it is too old to have; as it is, if it is of no known config."""
+    try:
+        return json.loads(to_json(from_json(text)))
+    except ConfigError:
+        return json.loads(text)
 
 
 def get_config(preset: str = "") -> ml_collections.ConfigDict:

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import re
+
 import ml_collections
 
 STAGES = ("image_vae", "vae", "image_denoiser", "denoiser")
+VAE_STAGES = ("image_vae", "vae")
 IMAGE_STAGES = ("image_vae", "image_denoiser")  # their clips are single frames, drawn from anywhere in an episode
+
+LPIPS_NONE = "none"  # vae.lpips_sha256 of a run that asked for LPIPS and went on without
+_LPIPS_MIN_SIZE = 16  # pixels
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "data.source": ("toons", "folder"),
-    "text.tokenizer": ("words",),
+    "text.tokenizer": ("words", "clip_bpe"),
     "vae.loss": ("l1", "l2", "l1+l2"),
+    "vae.logvar": ("fixed", "learned"),
     "vae.temporal": ("none", "conv", "conv_attn"),
     "vae.temporal_init": ("identity", "random"),
     "vae.temporal_padding": ("edge", "zero"),
+    "vae.remat": ("none", "products", "blocks"),
     "unet.temporal": ("none", "conv", "conv_attn"),
     "unet.downsample_padding": ("same", "symmetric"),
     "unet.gelu": ("tanh", "exact"),
+    "unet.remat": ("none", "products", "blocks"),
     "unet.injection": ("none", "top_up", "up", "down_up"),
     "mtd.weights": ("shared", "per_level"),
     "diffusion.schedule": ("linear", "scaled_linear", "cosine"),
     "diffusion.prediction": ("eps", "x0", "v"),
     "diffusion.weighting": ("uniform", "min_snr", "snr"),
-    "sampler.method": ("ddim", "dpmpp_2m", "ddpm"),
+    "sampler.method": ("ddim", "euler", "dpmpp_2m", "ddpm"),
+    "sampler.spacing": ("trailing", "leading", "linspace"),
     "hierarchy.strategy": ("diffusion_over_diffusion", "autoregressive"),
     "hierarchy.handover": ("latent", "pixel"),
 }
@@ -51,6 +61,14 @@ def latent_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
 def _require(condition: bool, field: str, problem: str, mend: str) -> None:
     if not condition:
         raise ConfigError(f"config.{field}: {problem}; {mend}")
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
 
 
 def _check_stage(config: ml_collections.ConfigDict, name: str) -> None:
@@ -86,6 +104,12 @@ def _check_stage(config: ml_collections.ConfigDict, name: str) -> None:
         f"{field}.pretrained_lr_ratio",
         f"{stage.pretrained_lr_ratio} is negative, or the stage has no layers that another trained before",
         "use 1, or 0 and more in vae and denoiser",
+    )
+    _require(
+        _is_pattern(stage.trainable) and not (stage.trainable == "new" and name in IMAGE_STAGES),
+        f"{field}.trainable",
+        f"{stage.trainable!r} is no regular expression, or the stage has no new layers",
+        "use '' for all, 'new' in vae and denoiser, or a pattern of parameter paths such as temporal|injection",
     )
     _require(stage.num_steps >= 1, f"{field}.num_steps", "must be at least 1", "set the number of optimiser steps")
     _require(stage.log_every >= 1, f"{field}.log_every", "must be at least 1", "set steps between log lines")
@@ -138,6 +162,43 @@ def _check_models(config: ml_collections.ConfigDict) -> None:
     )
     _require(config.text.vocab_size > 60, "text.vocab_size", "60 ids are the toons' own words", "use more, such as 512")
     _require(config.text.max_tokens >= 3, "text.max_tokens", "must hold bos, one word and eos", "use at least 3")
+
+
+def _check_objective(config: ml_collections.ConfigDict) -> None:
+    vae, size = config.vae, config.data.frame_size
+    for name in ("perceptual_weight", "gan_weight", "gan_learning_rate"):
+        _require(vae[name] >= 0, f"vae.{name}", f"{vae[name]} is negative", "0 turns it off")
+    _require(
+        vae.perceptual_weight == 0 or size >= _LPIPS_MIN_SIZE,
+        "vae.perceptual_weight",
+        f"LPIPS halves a frame four times, and data.frame_size is {size}",
+        f"use frames of {_LPIPS_MIN_SIZE} pixels or more, or 0",
+    )
+    hexadecimal = len(vae.lpips_sha256) == 64 and set(vae.lpips_sha256) <= set("0123456789abcdef")
+    _require(
+        hexadecimal or vae.lpips_sha256 in ("", LPIPS_NONE),
+        "vae.lpips_sha256",
+        f"{vae.lpips_sha256!r} is no SHA-256",
+        "give the 64 hexadecimal digits that sha256sum prints, or leave it empty",
+    )
+    _require(
+        len(vae.gan_start) == len(VAE_STAGES) and min(vae.gan_start) >= 0,
+        "vae.gan_start",
+        f"{tuple(vae.gan_start)} is not a step of image_vae and one of vae",
+        "give two, such as (2000, 0)",
+    )
+    _require(
+        vae.gan_channels >= 1 and vae.gan_layers >= 1,
+        "vae.gan_layers",
+        "these, and gan_channels, must be at least 1",
+        "64 channels and 3 layers are usual",
+    )
+    _require(
+        vae.gan_weight == 0 or size >= 3 * 2**vae.gan_layers,
+        "vae.gan_layers",
+        f"{vae.gan_layers} strided layers leave no patch of a frame of {size} pixels",
+        f"frames must have {3 * 2**vae.gan_layers} pixels or more; use fewer layers",
+    )
 
 
 def _check_hierarchy(config: ml_collections.ConfigDict) -> None:
@@ -227,6 +288,36 @@ def _check_hierarchy(config: ml_collections.ConfigDict) -> None:
         )
 
 
+def validate_training(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """`validate`, and what training alone needs.
+
+    Raises:
+      ConfigError: as `validate`.
+    """
+    _require(
+        config.data.source != "folder" or bool(config.data.path),
+        "data.path",
+        "is empty",
+        "give the folder of videos with --config.data.path=DIR",
+    )
+    _require(
+        config.text.tokenizer != "clip_bpe" or bool(config.text.vocabulary),
+        "text.vocabulary",
+        "is empty",
+        "give a folder with CLIP's vocab.json and merges.txt, or imported weights, which carry them",
+    )
+    validate(config)
+    for stage, start in zip(VAE_STAGES, config.vae.gan_start):
+        if config.vae.gan_weight > 0 and stage in config.train.stages:
+            _require(
+                start < config.train[stage].num_steps,
+                "vae.gan_start",
+                f"{start} is not before the end of {stage} at {config.train[stage].num_steps} steps",
+                "start the discriminator earlier, or set vae.gan_weight to 0",
+            )
+    return config
+
+
 def validate(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Checks every rule that does not need the data or the devices; returns `config` unchanged.
 
@@ -242,12 +333,6 @@ def validate(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         "train.stages",
         f"{tuple(config.train.stages)} has an unknown stage or none",
         f"choose from {', '.join(STAGES)}",
-    )
-    _require(
-        config.data.source != "folder" or bool(config.data.path),
-        "data.path",
-        "is empty",
-        "give the folder of videos with --config.data.path=DIR",
     )
     _require(
         not (config.diffusion.zero_terminal_snr and config.diffusion.prediction == "eps"),
@@ -274,6 +359,7 @@ def validate(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         "add 'vae' to train.stages or use identity",
     )
     _check_models(config)
+    _check_objective(config)
     _check_hierarchy(config)
     for name in config.train.stages:
         _check_stage(config, name)

@@ -4,6 +4,9 @@
   python -m nuwaxl_jax.main --mode=sample --story=FILE --workdir=DIR [--weights=shipped] [--frames=226]
   python -m nuwaxl_jax.main --mode=eval   --workdir=DIR [--weights=...]
   python -m nuwaxl_jax.main --mode=export --workdir=DIR --weights=FILE.safetensors
+  python -m nuwaxl_jax.main --mode=export --weights=FILE.safetensors --layout=diffusers --out=FOLDER
+  python -m nuwaxl_jax.main --mode=import --source=PIPELINE --config=FILE:PRESET --weights=FILE.safetensors [--dry_run]
+  python -m nuwaxl_jax.main --mode=compile --config=FILE:PRESET [--topology=v5e:4x4] [--parts=train,sample] [--out=JSON]
 
 Sampling and evaluation read the config that the weights carry; `--config.KEY=VALUE` then overrides single fields.
 Exit status: 0 done, 2 a mistake in the input (one line says which), 42 interrupted and resumable, 1 anything else.
@@ -22,13 +25,16 @@ import jax
 from ml_collections import config_flags
 
 from nuwaxl_jax import config as config_lib
+from nuwaxl_jax import host_memory
 
 _DEFAULT_CONFIG = str(pathlib.Path(config_lib.__file__))
 _SHIPPED = "shipped"
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("mode", None, ["train", "sample", "eval", "export"], "What to do.", required=True)
-flags.DEFINE_string("workdir", None, "Folder of a run: checkpoints, logs, outputs.", required=True)
+flags.DEFINE_enum(
+    "mode", None, ["train", "sample", "eval", "export", "import", "compile"], "What to do.", required=True
+)
+flags.DEFINE_string("workdir", None, "Folder of a run: checkpoints, logs, outputs.")
 flags.DEFINE_string("story", None, "Story file (.txt, a prompt a line, or .json), for --mode=sample.")
 flags.DEFINE_string(
     "weights", "", "safetensors file, or 'shipped'. Default: the workdir's own if it was trained there, else shipped."
@@ -42,6 +48,27 @@ flags.DEFINE_integer(
     lower_bound=0,
 )
 flags.DEFINE_integer("stories", 20, "Held-out stories of --mode=eval.", lower_bound=1)
+flags.DEFINE_string(
+    "source",
+    "",
+    "--mode=import: a pipeline folder (vae/, unet/, text_encoder/, tokenizer/) or a single-file checkpoint.",
+)
+for _part in ("vae", "unet", "text_encoder", "tokenizer"):
+    flags.DEFINE_string(_part, "", f"--mode=import: the {_part}'s own folder or file, instead of --source's.")
+flags.DEFINE_bool("dry_run", False, "--mode=import: report what fits, write nothing.")
+flags.DEFINE_enum(
+    "layout", "nuwaxl", ["nuwaxl", "diffusers", "ldm"], "--mode=export: ours, a diffusers folder, or ldm's single file."
+)
+flags.DEFINE_string(
+    "out", "", "--mode=export with another layout: the folder or .safetensors file to write. --mode=compile: a .json."
+)
+flags.DEFINE_string(
+    "topology", "", "--mode=compile: TPUs by name, v5e:4x4 or v5e-16, without having them; '' = this machine's devices."
+)
+flags.DEFINE_list("parts", [], "--mode=compile: beginnings of program names (train/vae,sample,decode); none = all.")
+flags.DEFINE_integer("prompts", 1, "--mode=compile: different prompts of the story sampled.", lower_bound=1)
+flags.DEFINE_float("hbm_gib", 0.0, "--mode=compile: memory a device that may be used; 0 = all it has.", lower_bound=0.0)
+flags.DEFINE_integer("level", 0, "--mode=export with another layout: whose denoiser, one a level.", lower_bound=0)
 config_flags.DEFINE_config_file(
     "config", _DEFAULT_CONFIG, "Config file, with a preset after a colon.", lock_config=True
 )
@@ -78,7 +105,7 @@ def _train() -> None:
     from nuwaxl_jax.training import loop
     from nuwaxl_jax.training import previews
 
-    config = config_lib.validate(FLAGS.config)
+    config = config_lib.validate_training(FLAGS.config)
     loop.train(config, FLAGS.workdir, hooks=previews.make_hooks(config))
 
 
@@ -100,10 +127,35 @@ def _eval() -> None:
     run.run(config, bundle, card, FLAGS.workdir, num_stories=FLAGS.stories, num_frames=FLAGS.frames)
 
 
+def _import() -> None:
+    from nuwaxl_jax.importing import run
+
+    if not FLAGS.weights.endswith(".safetensors") and not FLAGS.dry_run:
+        raise UsageError("--weights must name the .safetensors file to write")
+    given = {part: FLAGS[part].value for part in ("vae", "unet", "text_encoder", "tokenizer")}
+    if not FLAGS.source and not any(given.values()):
+        raise UsageError("--source is missing; give a pipeline folder or a single-file checkpoint")
+    run.run(config_lib.validate(FLAGS.config), FLAGS.source, given, FLAGS.weights, FLAGS.dry_run)
+
+
+def _export_layout() -> None:
+    from nuwaxl_jax import weights as weights_lib
+    from nuwaxl_jax.importing import export
+
+    if not FLAGS.out:
+        raise UsageError(f"--out is missing; name what --layout={FLAGS.layout} is to write")
+    path = weights_lib.shipped_path() if FLAGS.weights in ("", _SHIPPED) else FLAGS.weights
+    export.run(path, FLAGS.out, FLAGS.layout, FLAGS.level)
+    print(f"{FLAGS.out}: written")
+
+
 def _export() -> None:
     from nuwaxl_jax import weights as weights_lib
     from nuwaxl_jax.training import export
 
+    if FLAGS.layout != "nuwaxl":
+        return _export_layout()
+    _require_workdir()
     if not FLAGS.weights.endswith(".safetensors"):
         raise UsageError("--weights must name the .safetensors file to write")
     bundle, config, card = export.bundle_from_workdir(FLAGS.workdir)
@@ -111,12 +163,33 @@ def _export() -> None:
     print(f"{FLAGS.weights}: {os.path.getsize(FLAGS.weights) / 1e6:.1f} MB")
 
 
+def _compile() -> None:
+    from nuwaxl_jax.cost import run
+
+    if FLAGS.topology:
+        jax.config.update("jax_platforms", "cpu")  # the host's part; an attached accelerator is not asked
+    run.run(
+        config_lib.validate(FLAGS.config),
+        FLAGS.topology,
+        parts=FLAGS.parts,
+        num_frames=FLAGS.frames,
+        num_prompts=FLAGS.prompts,
+        hbm_gib=FLAGS.hbm_gib,
+        out=FLAGS.out,
+    )
+
+
 def _default_cpu_devices() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 1 if FLAGS.mode == "train" else min(cores, 8)
+    return 1 if FLAGS.mode in ("train", "compile") else min(cores, 8)
 
 
-_MODES = {"train": _train, "sample": _sample, "eval": _eval, "export": _export}
+_MODES = {"train": _train, "sample": _sample, "eval": _eval, "export": _export, "import": _import, "compile": _compile}
+
+
+def _require_workdir() -> None:
+    if not FLAGS.workdir:
+        raise UsageError("--workdir is missing; name the folder of the run")
 
 
 def main(argv: list[str]) -> None:
@@ -124,6 +197,10 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UsageError(f"unknown argument {argv[1]!r}; options start with --")
     jax.config.update("jax_num_cpu_devices", FLAGS.cpu_devices or _default_cpu_devices())
+    if FLAGS.mode in ("train", "sample", "eval"):
+        _require_workdir()
+        if jax.default_backend() == "cpu":
+            host_memory.keep_freed_pages()
     _MODES[FLAGS.mode]()
 
 

@@ -46,7 +46,7 @@ class Networks:
     vae: tklvae.TKLVAE
     unet: mtd_unet.MTDUNet
     text_encoder: text_encoder.TextEncoder
-    tokenizer: text_lib.WordTokenizer
+    tokenizer: text_lib.Tokenizer
     diffusion: gaussian.GaussianDiffusion
     frame_size: int
     segment_length: int
@@ -92,14 +92,20 @@ class Networks:
         level: jax.Array,
     ) -> jax.Array:
         """The prediction, shapes as `MTDUNet`: `context` and `denoise_segment` at once."""
-        unet = params["unet"]
-        return self.denoise_segment(unet, x_t, t, level, self.context(unet, text, cond, cond_mask, level))
+        unet, deferred = params["unet"], self.unet.remat != "none"
+        return self.denoise_segment(unet, x_t, t, level, self.context(unet, text, cond, cond_mask, level, deferred))
 
     def context(
-        self, unet_params: Params, text: jax.Array, cond: jax.Array, cond_mask: jax.Array, level: jax.Array
+        self,
+        unet_params: Params,
+        text: jax.Array,
+        cond: jax.Array,
+        cond_mask: jax.Array,
+        level: jax.Array,
+        deferred: bool = False,
     ) -> dict[str, Any]:
-        """All that a segment's inputs say and x_t does not change: once a sampling run."""
-        unet = self.unet.apply({"params": unet_params}, text, cond, cond_mask, level, method="context")
+        """All that a segment's inputs say and x_t does not change: once a sampling run; deferred: as `MTDUNet`'s."""
+        unet = self.unet.apply({"params": unet_params}, text, cond, cond_mask, level, deferred, method="context")
         if min(self.line_std) >= 1.0:
             return dict(unet=unet)
         std = condition.line_std(cond_mask, jnp.array(self.line_std, jnp.float32)[level])
@@ -137,6 +143,7 @@ def build(config: ml_collections.ConfigDict, dtype: str = "float32") -> Networks
             "temporal",
             "temporal_init",
             "temporal_padding",
+            "remat",
         )
     }
     unet_fields = {
@@ -155,6 +162,7 @@ def build(config: ml_collections.ConfigDict, dtype: str = "float32") -> Networks
             "temporal",
             "injection",
             "condition_fill",
+            "remat",
         )
     }
     text_fields = {k: config.text[k] for k in ("vocab_size", "max_tokens", "width", "num_layers", "num_heads")}
@@ -167,7 +175,10 @@ def build(config: ml_collections.ConfigDict, dtype: str = "float32") -> Networks
         ),
         text_encoder=text_encoder.TextEncoder(**text_fields, dtype=compute),
         tokenizer=text_lib.make_tokenizer(
-            config.text.tokenizer, vocab_size=config.text.vocab_size, max_tokens=config.text.max_tokens
+            config.text.tokenizer,
+            vocab_size=config.text.vocab_size,
+            max_tokens=config.text.max_tokens,
+            vocabulary=config.text.vocabulary,
         ),
         diffusion=gaussian.GaussianDiffusion.create(
             schedule=process.schedule,

@@ -11,12 +11,16 @@ PACKAGE = pathlib.Path(nuwaxl_jax.__file__).parent
 LAYERS = {
     "main": 6,
     "training.loop": 5,
+    "training.lineage": 5,
+    "training.initial": 5,
     "training.export": 5,
     "training.previews": 5,
     "evaluation.run": 5,
     "evaluation.stories": 5,
     "hierarchy.sample": 5,
+    "cost": 5,
     "training.tasks": 4,
+    "training.perceptual": 4,
     "training.steps": 4,
     "evaluation": 4,
     "importing": 4,
@@ -116,4 +120,4 @@ def test_libraries_have_one_home_and_some_have_none():
 
 def test_the_walk_sees_the_package():
     names = {name for name, _ in _modules()}
-    assert {"main", "networks", "hierarchy.sample", "diffusion.samplers", "models.mtd_unet"} <= names
+    assert {"main", "networks", "hierarchy.sample", "cost.programs", "diffusion.samplers", "models.mtd_unet"} <= names

@@ -13,7 +13,7 @@ sigma = sqrt(1 - ac):
     DDIM (arXiv:2010.02502, eq. 12 and 16): x_s = alpha_s x_0 + sqrt(sigma_s^2 - c_noise^2) eps + c_noise z, with
         eps = (x_t - alpha_t x_0) / sigma_t and c_noise = eta sigma_s / sigma_t sqrt(1 - ac_t / ac_s). eta = 1 is DDPM.
     Euler: on the probability flow of x / alpha over sigma / alpha (Karras et al., arXiv:2206.00364) a step is that of
-        DDIM with eta = 0: `method='ddim'` is it.
+        DDIM with eta = 0.
     DPM-Solver++ 2M (arXiv:2211.01095, algorithm 2): DDIM's step with eta = 0 on x_0 + c_prev (x_0 - x_0 of the step
         before), c_prev = h_s / (2 h_t), where h_s and h_t are the steps of log(alpha / sigma) to come and just made.
         The first step has none before it, the last goes to infinity: both are DDIM's.
@@ -63,7 +63,7 @@ def sample(
       diffusion: the process, which says what the network predicts.
       keys: typed keys [B], one an element.
       shape_per_example: the shape of one element, e.g. (L, h, w, c).
-      method: 'ddpm', 'ddim' or 'dpmpp_2m'.
+      method: 'ddpm', 'ddim', 'euler' or 'dpmpp_2m'.
       steps: number of network evaluations, 1..T.
       eta: DDIM's noise, from 0 (deterministic) to 1 (that of DDPM); must be 0 for the others, which have none.
       clip: each x_0 estimate is clipped to [-clip, clip], the returned one included; None: not clipped.
@@ -147,7 +147,7 @@ def step_coefficients(
     Args:
       diffusion: the process.
       kept: descending timesteps, int [N].
-      method: 'ddpm', 'ddim' or 'dpmpp_2m'.
+      method: 'ddpm', 'ddim', 'euler' or 'dpmpp_2m'.
       eta: DDIM's noise in [0, 1]; 0 for the others.
 
     Returns:
@@ -255,6 +255,6 @@ def _ddim(ac_t: np.ndarray, ac_s: np.ndarray, eta: float) -> tuple[np.ndarray, n
     return np.sqrt(ac_s) - c_x_t * np.sqrt(ac_t), c_x_t, c_noise
 
 
-_METHODS = {"ddpm": _ddpm, "ddim": _ddim, "dpmpp_2m": _ddim}
+_METHODS = {"ddpm": _ddpm, "ddim": _ddim, "euler": _ddim, "dpmpp_2m": _ddim}
 
 _SPACINGS = {"trailing": _trailing, "leading": _leading, "linspace": _linspace}

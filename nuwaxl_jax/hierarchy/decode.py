@@ -40,7 +40,9 @@ def windows(num_frames: int, window: int = WINDOW, context: int = CONTEXT) -> li
 
 
 @functools.lru_cache(maxsize=4)
-def _decoder(networks: networks_lib.Networks) -> Callable[..., jax.Array]:
+def decoder(networks: networks_lib.Networks) -> Callable[..., jax.Array]:
+    """Jitted: `{'vae', 'latent_shift', 'latent_scale'}` and scaled latents `[1, l, h, w, c]` to uint8 pixels."""
+
     @jax.jit
     def decode(vae: Params, x0: jax.Array) -> jax.Array:
         z = x0 / vae["latent_scale"] + vae["latent_shift"]
@@ -64,7 +66,7 @@ def decode_frames(
     plan = windows(len(latents))
     length = min(WINDOW, len(latents))
     vae = {k: bundle[k] for k in ("vae", "latent_shift", "latent_scale")}
-    decode = _decoder(networks)
+    decode = decoder(networks)
     begin = time.perf_counter()
     following = decode(vae, latents[None, :length])
     for i, (start, first, end) in enumerate(plan):

@@ -66,7 +66,7 @@ def generate(
 
     Args:
       sample_segments: makes segments; see `program.SegmentsFn`.
-      params: passed on to it; placed on the mesh if not there yet.
+      params: passed on to it; what a level reads is placed on the mesh for it, if not there yet.
       plans: from `plan.make_plan` for F frames.
       key: typed key.
       prompt_index: int32 [V, F]; each frame's row in the text states of params. Keyframes beyond F - 1 take
@@ -89,7 +89,6 @@ def generate(
     prompt_index = checked_prompts(prompt_index)
     check_covers(plans[-1], prompt_index.shape[1])
     mesh = program.default_mesh() if mesh is None else mesh
-    params = program.place_params(params, mesh)
     frames = frames_lib.FrameLatents(len(prompt_index), plans, latent_shape)
     timings = [
         generate_level(
@@ -155,7 +154,7 @@ def generate_level(
     )
     level_fn = _ready(compiled, spec, params)
     compile_seconds = time.perf_counter() - start
-    params = program.place_params(params, mesh)
+    params = level_fn.place(params)
 
     start = time.perf_counter()
     chunks = [slice(i, min(i + spec.capacity, len(video))) for i in range(0, len(video), spec.capacity)]

@@ -93,11 +93,24 @@ class CompiledLevel:
     executable: jax.stages.Compiled
     seconds: float
 
+    def place(self, params: Any) -> Any:
+        """Moves what the program reads of params to where it wants it; the rest stays where it is.
+
+        So the networks of other levels, or the decoder, take no memory of the devices during this level.
+        """
+        leaves, tree = jax.tree.flatten(params)
+        wanted = tree.flatten_up_to(self.executable.input_shardings[0][0])  # None: not read
+        read = [i for i, sharding in enumerate(wanted) if sharding is not None]
+        moved = jax.device_put([leaves[i] for i in read], [wanted[i] for i in read])
+        for i, leaf in zip(read, moved):
+            leaves[i] = leaf
+        return tree.unflatten(leaves)
+
     def __call__(self, params, key, level: int, items: dict[str, np.ndarray]) -> jax.Array:
         """Dispatches one call and does not wait for it.
 
         Args:
-          params: as `place_params` gives them.
+          params: as `place` or `place_params` gives them.
           key: typed key of the video set.
           level: level of the plan, part of the keys.
           items: `video`, `segment` int32 [n], `prompt` int32 [n, L], `given` bool [n, L], `cond` float32
@@ -172,6 +185,22 @@ def abstract_params(params: Any, mesh: jax.sharding.Mesh) -> Any:
     return jax.tree.map(abstract, params)
 
 
+def abstract_items(spec: LevelSpec) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of a call's items, as `CompiledLevel` fills them in."""
+    _, by_item = _shardings(spec.mesh)
+    shapes = {
+        "video": ((), jnp.int32),
+        "segment": ((), jnp.int32),
+        "prompt": ((spec.segment_length,), jnp.int32),
+        "given": ((spec.segment_length,), jnp.bool_),
+        "cond": ((spec.segment_length, *spec.latent_shape), jnp.float32),
+    }
+    return {
+        name: jax.ShapeDtypeStruct((spec.rounds, spec.batch, *shape), dtype, sharding=by_item)
+        for name, (shape, dtype) in shapes.items()
+    }
+
+
 def place_params(params: Any, mesh: jax.sharding.Mesh) -> Any:
     """Moves params to where the programs want them (`abstract_params`); no copy where they are there already."""
     return jax.device_put(params, jax.tree.map(lambda x: x.sharding, abstract_params(params, mesh)))
@@ -198,19 +227,8 @@ def _compile(spec: LevelSpec, tree: Any, leaves: Sequence[tuple]) -> CompiledLev
     key_data = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0, impl=spec.key_impl)))
     key_data = jax.ShapeDtypeStruct(key_data.shape, key_data.dtype, sharding=everywhere)
     scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-    shapes = {
-        "video": ((), jnp.int32),
-        "segment": ((), jnp.int32),
-        "prompt": ((spec.segment_length,), jnp.int32),
-        "given": ((spec.segment_length,), jnp.bool_),
-        "cond": ((spec.segment_length, *spec.latent_shape), jnp.float32),
-    }
-    items = {
-        name: jax.ShapeDtypeStruct((spec.rounds, spec.batch, *shape), dtype, sharding=by_item)
-        for name, (shape, dtype) in shapes.items()
-    }
     fn = jax.jit(_level_fn(spec), out_shardings=by_item)
-    executable = fn.lower(params, key_data, scalar, scalar, items).compile()
+    executable = fn.lower(params, key_data, scalar, scalar, abstract_items(spec)).compile()
     return CompiledLevel(spec, executable, time.perf_counter() - start)
 
 

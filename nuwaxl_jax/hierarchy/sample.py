@@ -79,6 +79,20 @@ def make_plans(config: ml_collections.ConfigDict, num_frames: int) -> tuple[plan
     return plan_lib.make_plan(num_frames, tree.segment_length, network_depth=tree.depth)
 
 
+def level_arguments(
+    config: ml_collections.ConfigDict, networks: networks_lib.Networks, plans: Sequence[plan_lib.LevelPlan]
+) -> dict[str, Any]:
+    """Of `generate.level_spec`, as the config sets them: chunk, handover, microbatch (one a level of `plans`)."""
+    tree = config.hierarchy
+    windows = tree.strategy == "autoregressive"
+    return dict(
+        chunk=tree.chunk,
+        handover=segments_lib.make_pixel_handover(networks) if tree.handover == "pixel" else None,
+        # Of the plan alone, never of devices or videos: equal microbatches are what makes equal bits.
+        microbatch=[1 if windows else min(tree.microbatch, p.num_segments) for p in plans],
+    )
+
+
 def generate(
     config: ml_collections.ConfigDict,
     networks: networks_lib.Networks,
@@ -102,10 +116,9 @@ def generate(
     plans = make_plans(config, num_frames)
     params = segments_lib.sampling_params(networks, bundle, prompts)
     sample_segments = segments_lib.sampler_of(config, networks)
-    handover = segments_lib.make_pixel_handover(networks) if tree.handover == "pixel" else None
     calls = [segments_lib.denoiser_calls(config, p.network_level) for p in plans]
     report = Progress(plans, calls, videos) if progress else None
-    shared = dict(mesh=mesh, chunk=tree.chunk, handover=handover)
+    shared = level_arguments(config, networks, plans) | dict(mesh=mesh)
     if tree.strategy == "autoregressive":
         result = autoregressive.generate_autoregressive(
             sample_segments,
@@ -114,17 +127,12 @@ def generate(
             key,
             prompt_index,
             networks.latent_shape,
-            microbatch=1,
             progress=report,
-            **shared,
+            **shared | dict(microbatch=shared["microbatch"][0]),
         )
         serial = result.timings[0]["rounds"] * calls[0]
     else:
-        # Of the plan alone, never of devices or videos: equal microbatches are what makes equal bits.
-        microbatch = [min(tree.microbatch, p.num_segments) for p in plans]
-        ahead = generate_lib.compile_ahead(
-            sample_segments, params, plans, videos, networks.latent_shape, microbatch=microbatch, **shared
-        )
+        ahead = generate_lib.compile_ahead(sample_segments, params, plans, videos, networks.latent_shape, **shared)
         result = generate_lib.generate(
             sample_segments,
             params,
@@ -132,7 +140,6 @@ def generate(
             key,
             prompt_index,
             networks.latent_shape,
-            microbatch=microbatch,
             compiled=ahead,
             progress=report,
             **shared,

@@ -31,6 +31,7 @@ def make_sample_segments(
     guidance_rescale: float = 0.0,
     threshold: float | None = None,
     temperature: tuple[float, ...] = (),
+    spacing: str = "trailing",
 ) -> program.SegmentsFn:
     """A `program.SegmentsFn`; the same object for the same arguments, so that programs are compiled once.
 
@@ -76,6 +77,7 @@ def make_sample_segments(
             steps=steps[level],
             eta=eta,
             threshold=threshold,
+            spacing=spacing,
             temperature=temperature[level] if temperature else 1.0,
         )
 
@@ -110,6 +112,7 @@ def sampler_of(config: ml_collections.ConfigDict, networks: Networks) -> program
         float(sampler.guidance_rescale),
         float(sampler.threshold) or None,
         temperature,
+        sampler.spacing,
     )
 
 

@@ -47,10 +47,11 @@ def run(path: str | os.PathLike, out: str, style: str, level: int = 0) -> None:
     denoiser = bundle["denoisers"][level]
     trees_of = dict(vae=bundle["vae"], unet=denoiser["unet"], text_encoder=denoiser["text"])
     dtype = np.dtype(card["dtype"])
+    prefix = card.get("text_prefix") if style == "diffusers" else None  # as they were read
     tensors = {
         part: {
             name: value.astype(dtype)
-            for name, value in trees.tensors_of(parts.entries_of(config, part, style), trees_of[part]).items()
+            for name, value in trees.tensors_of(parts.entries_of(config, part, style, prefix), trees_of[part]).items()
         }
         for part in parts.PARTS
     }

@@ -110,10 +110,14 @@ def entries_of(
     return names.unet_entries(len(mults), section.num_res_blocks, section.prompt_levels, changes, style)
 
 
+def text_prefix(source: Source) -> str | None:
+    """Where the text transformer stands in the files' names: newer ones have it bare. None: as the style has it."""
+    return "" if source.style == "diffusers" and "final_layer_norm.weight" in source.tensors else None
+
+
 def entries_for(config: ml_collections.ConfigDict, source: Source) -> list[names.Entry]:
-    """The table that fits the names in the files: text transformers stand with and without a prefix."""
-    bare = source.style == "diffusers" and "final_layer_norm.weight" in source.tensors
-    return entries_of(config, source.part, source.style, "" if bare else None)
+    """The table that fits the names in the files."""
+    return entries_of(config, source.part, source.style, text_prefix(source))
 
 
 def conflicts(config: ml_collections.ConfigDict, source: Source) -> Iterator[str]:

@@ -140,5 +140,7 @@ def _write(
         "imported": {part: source.tensors.digest() for part, source in found.items()},
         "trained": "image layers by others, as imported; temporal layers and injections are new (the identity)",
     }
+    if parts.text_prefix(found["text_encoder"]) is not None:
+        card["text_prefix"] = parts.text_prefix(found["text_encoder"])
     weights.save(out, bundle, written, card, dtype="float16" if half else "float32")
     print(f"{out}: {os.path.getsize(out) / 1e6:.1f} MB, {'float16' if half else 'float32'}", file=sys.stderr)

@@ -9,15 +9,37 @@ Compute runs in `dtype`; moments, softmax and parameters stay float32.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+import functools
 import math
-from typing import Callable
+from typing import Callable, Iterator
 
 import flax.linen as nn
 import jax
+import jax.extend
 import jax.numpy as jnp
 
 Dtype = jnp.dtype | type
 Initializer = Callable[..., jax.Array]
+
+
+_PLATFORM = contextvars.ContextVar("platform", default="")
+
+
+def platform() -> str:
+    """'cpu', 'gpu' or 'tpu': what the network being traced will run on."""
+    return _PLATFORM.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def tracing_for(name: str) -> Iterator[None]:
+    """Inside it `platform()` is `name`: for programs compiled ahead for devices that this machine does not have."""
+    token = _PLATFORM.set(name)
+    try:
+        yield
+    finally:
+        _PLATFORM.reset(token)
 
 
 def _im2col_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -37,7 +59,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: str | tupl
     matrix product over gathered patches is equal and fast. Elsewhere it is `lax.conv_general_dilated`.
     """
     small = max(x.shape[1:3]) <= 2 and stride == 1 and padding == "SAME"
-    if small and kernel.shape[0] > 1 and jax.default_backend() == "cpu":
+    if small and kernel.shape[0] > 1 and platform() == "cpu":
         return _im2col_conv(x, kernel)
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -123,12 +145,10 @@ class GroupNorm(nn.Module):
         return (nn.silu(out) if self.silu else out).astype(self.dtype)
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int, mask: jax.Array | None = None) -> jax.Array:
-    """Multi-head attention of `q [..., Q, c]` to `k, v [..., K, c]`; softmax in float32, divided after the product.
-
-    Args:
-      mask: boolean, broadcastable to `[..., heads, Q, K]`; False keys are not seen.
-    """
+def plain_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int, mask: jax.Array | None = None
+) -> jax.Array:
+    """`attention` as XLA compiles it: softmax in float32, divided after the product; the reference of the others."""
     head_dim = q.shape[-1] // num_heads
 
     def split(x: jax.Array) -> jax.Array:
@@ -142,6 +162,41 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int, mask: ja
     out = jnp.einsum("...hqk,...khd->...qhd", weights.astype(v.dtype), split(v), preferred_element_type=jnp.float32)
     out = out / jnp.moveaxis(weights.sum(-1), -1, -2)[..., None]
     return out.reshape(*q.shape[:-1], q.shape[-1]).astype(q.dtype)
+
+
+def cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int) -> jax.Array:
+    """`attention` by cuDNN's flash kernel, which never holds the scores; see `_suits_cudnn`."""
+    flat = (x.reshape(-1, x.shape[-2], num_heads, x.shape[-1] // num_heads) for x in (q, k, v))  # [N, n, heads, d]
+    return jax.nn.dot_product_attention(*flat, implementation="cudnn").reshape(q.shape)
+
+
+def _suits_cudnn(q: jax.Array, k: jax.Array, num_heads: int) -> bool:
+    """Whether the kernel takes these arrays, and whether the scores that it avoids outweigh q, k and v themselves."""
+    head_dim = q.shape[-1] // num_heads
+    half = q.dtype == k.dtype and q.dtype in (jnp.bfloat16, jnp.float16)
+    return half and head_dim % 8 == 0 and head_dim <= 128 and min(q.shape[-2], k.shape[-2]) >= 64
+
+
+def _has_cudnn() -> bool:
+    """Whether this process can trace cuDNN calls: JAX asks the library for its version then."""
+    backend = jax.extend.backend.get_backend()
+    return platform() == backend.platform == "gpu" and "cuda" in backend.platform_version
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int, mask: jax.Array | None = None) -> jax.Array:
+    """Multi-head attention of `q [..., Q, c]` to `k, v [..., K, c]`, in the formulation for the platform.
+
+    On NVIDIA GPUs, in half precision, unmasked and from 64 tokens on, cuDNN's; else `plain_attention`. On TPUs that is
+    all `jax.nn.dot_product_attention` does, and the Pallas kernel takes sequences in multiples of 128 alone: no 16
+    frames, no 77 words. The platform is the one a program is lowered for, not the one that JAX runs on.
+
+    Args:
+      mask: boolean, broadcastable to `[..., heads, Q, K]`; False keys are not seen.
+    """
+    if mask is None and _suits_cudnn(q, k, num_heads) and _has_cudnn():
+        cuda, default = (functools.partial(f, num_heads=num_heads) for f in (cudnn_attention, plain_attention))
+        return jax.lax.platform_dependent(q, k, v, cuda=cuda, default=default)
+    return plain_attention(q, k, v, num_heads, mask)
 
 
 class SelfAttention(nn.Module):

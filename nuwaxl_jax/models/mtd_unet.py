@@ -15,6 +15,9 @@ With its temporal layers at the identity, its injections at zero and its level e
 computes exactly the per-frame image U-Net. `denoise_images` is that image network: the paper starts it from a
 pre-trained text-to-image model, the stage `image_denoiser` pre-trains it here. The level embedding (shared weights for
 every level of the tree) is ours.
+
+Training with rematerialisation (module `remat`) takes a deferred context: the blocks' inputs in place of the gains,
+shifts, keys and values, which each block then computes itself, so that none of them is kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import jax.numpy as jnp
 
 from nuwaxl_jax.models import condition
 from nuwaxl_jax.models import layers
+from nuwaxl_jax.models import remat as remat_lib
 
 Context = dict[str, Any]
 
@@ -164,8 +168,14 @@ class MTDBlock(nn.Module):
         injected = self.injection(cond, mask) if self.inject and cond is not None else None
         return dict(injection=injected, keys_values=self.transformer.keys_values(text))
 
-    def __call__(self, x: jax.Array, temb: jax.Array, ctx: Context, length: int | None) -> jax.Array:
-        """length: frames of a clip; None for images, which skip the temporal layers."""
+    def __call__(
+        self, x: jax.Array, temb: jax.Array, ctx: Context, length: int | None, skip: jax.Array | None = None
+    ) -> jax.Array:
+        """ctx: of `context`, or its arguments. length: frames of a clip; None for images: no temporal layers."""
+        if "text" in ctx:
+            ctx = self.context(**ctx)
+        if skip is not None:
+            x = jnp.concatenate([x, skip], axis=-1)
         h = self.res(x, temb)
         if length and self.temporal != "none":
             h = layers.fold(self.temporal_conv(layers.unfold(h, length)))
@@ -190,6 +200,8 @@ class MTDUNet(nn.Module):
     mid_prompt: whether the middle block has prompt attention.
     downsample_padding: of the strided 3x3 convolutions: 'same' (below and right alone) or 'symmetric' (one all round,
       as in Stable Diffusion). gelu: 'tanh' or 'exact', of the feed-forward.
+    remat: what the backward pass keeps of each block (module `remat`): 'none', 'products' or 'blocks'.
+    dtype: of the compute; the time embedding and the output's norm and convolution stay float32.
     """
 
     out_channels: int
@@ -207,6 +219,7 @@ class MTDUNet(nn.Module):
     mid_prompt: bool = True
     downsample_padding: str = "same"
     gelu: str = "tanh"
+    remat: str = "none"
     dtype: layers.Dtype = jnp.float32
 
     def _block(self, level: int, side: str, index: int) -> MTDBlock:
@@ -219,7 +232,7 @@ class MTDUNet(nn.Module):
         }
         if self.injection not in inject:
             raise ValueError(f"MTDUNet.injection is {self.injection!r}; choose one of {', '.join(inject)}")
-        return MTDBlock(
+        return remat_lib.wrap(MTDBlock, self.remat, static_argnums=(4,))(
             features=self.channels * self.channel_mults[level],
             num_heads=self.num_heads,
             prompt=self.mid_prompt if side == "mid" else self.prompt_levels[level],
@@ -234,8 +247,8 @@ class MTDUNet(nn.Module):
     def setup(self) -> None:
         levels = range(len(self.channel_mults))
         width = 4 * self.channels
-        self.time_in = nn.Dense(width, dtype=self.dtype)
-        self.time_out = nn.Dense(width, dtype=self.dtype)
+        self.time_in = nn.Dense(width)
+        self.time_out = nn.Dense(width)
         if self.num_levels:
             self.level_embedding = nn.Embed(self.num_levels, width, embedding_init=nn.initializers.zeros)
         self.conv_in = layers.Conv2D(self.channels, dtype=self.dtype)
@@ -254,17 +267,24 @@ class MTDUNet(nn.Module):
             for i in levels[:-1]
         ]
         self.mid = self._block(levels[-1], "mid", 0)
-        self.mid_res = ResBlock(self.channels * self.channel_mults[-1], self.dtype)
+        self.mid_res = remat_lib.wrap(ResBlock, self.remat)(
+            self.channels * self.channel_mults[-1], self.dtype, name="mid_res"
+        )
         self.up = [[self._block(i, "up", j) for j in range(self.num_res_blocks + 1)] for i in levels]
         self.upsample = [
             layers.Conv2D(self.channels * self.channel_mults[i], upsample=True, dtype=self.dtype, name=f"upsample{i}")
             for i in levels[1:]
         ]
-        self.norm_out = layers.GroupNorm(silu=True, epsilon=1e-5, dtype=self.dtype)
-        self.conv_out = layers.Conv2D(self.out_channels, zero_init=True, dtype=self.dtype)
+        self.norm_out = layers.GroupNorm(silu=True, epsilon=1e-5)
+        self.conv_out = layers.Conv2D(self.out_channels, zero_init=True)
 
-    def context(self, text: jax.Array, cond: jax.Array, cond_mask: jax.Array, level: jax.Array) -> Context:
-        """Everything the blocks need of the segment's own inputs; independent of x_t and t."""
+    def context(
+        self, text: jax.Array, cond: jax.Array, cond_mask: jax.Array, level: jax.Array, deferred: bool = False
+    ) -> Context:
+        """Everything the blocks need of the segment's own inputs; independent of x_t and t.
+
+        deferred: the blocks compute their part of it at every call, and keep none of it for a backward pass.
+        """
         if "linear" in self.condition_fill:
             filled = jnp.array([name == "linear" for name in self.condition_fill])[level]  # [B]
             cond = jnp.where(filled[:, None, None, None, None], condition.fill(cond, cond_mask), cond)
@@ -274,12 +294,15 @@ class MTDUNet(nn.Module):
             cond, mask = conv(cond), mask[:, ::2, ::2]
             scales.append((cond, mask))
             cond = nn.silu(cond)
-        return self._blocks_context(scales, text)
+        return self._blocks_context(scales, text, deferred)
 
-    def _blocks_context(self, scales: Sequence[tuple], text: jax.Array) -> Context:
-        down = [[block.context(*scales[i], text) for block in blocks] for i, blocks in enumerate(self.down)]
-        up = [[block.context(*scales[i], text) for block in blocks] for i, blocks in enumerate(self.up)]
-        return dict(down=down, mid=self.mid.context(*scales[-1], text), up=up)
+    def _blocks_context(self, scales: Sequence[tuple], text: jax.Array, deferred: bool) -> Context:
+        def of(block: MTDBlock, cond: jax.Array | None, mask: jax.Array | None) -> Context:
+            return dict(cond=cond, mask=mask, text=text) if deferred else block.context(cond, mask, text)
+
+        down = [[of(block, *scales[i]) for block in blocks] for i, blocks in enumerate(self.down)]
+        up = [[of(block, *scales[i]) for block in blocks] for i, blocks in enumerate(self.up)]
+        return dict(down=down, mid=of(self.mid, *scales[-1]), up=up)
 
     def _time(self, t: jax.Array) -> jax.Array:
         return self.time_out(nn.silu(self.time_in(layers.sinusoid(t, self.channels))))  # [B, D]
@@ -299,7 +322,8 @@ class MTDUNet(nn.Module):
         The same spatial layers and no other: no temporal layer, no injection, no level.
         """
         nothing = [(None, None)] * len(self.channel_mults)
-        return self._frames(x_t, self._time(t), self._blocks_context(nothing, text.astype(self.dtype)), None)
+        ctx = self._blocks_context(nothing, text.astype(self.dtype), deferred=self.remat != "none")
+        return self._frames(x_t, self._time(t), ctx, None)
 
     def _frames(self, x_t: jax.Array, temb: jax.Array, ctx: Context, length: int | None) -> jax.Array:
         """The U-Net proper, on frames `[N, h, w, c]` with temb `[N, D]`; float32."""
@@ -316,10 +340,10 @@ class MTDUNet(nn.Module):
         h = self.mid_res(self.mid(h, temb, ctx["mid"], length), temb)
         for i in reversed(range(levels)):
             for block, block_ctx in zip(self.up[i], ctx["up"][i]):
-                h = block(jnp.concatenate([h, skips.pop()], axis=-1), temb, block_ctx, length)
+                h = block(h, temb, block_ctx, length, skips.pop())
             if i > 0:
                 h = self.upsample[i - 1](h)
-        return self.conv_out(self.norm_out(h)).astype(jnp.float32)
+        return self.conv_out(self.norm_out(h))
 
     def __call__(
         self,
@@ -335,4 +359,5 @@ class MTDUNet(nn.Module):
             raise ValueError(f"MTDUNet needs [B, L, h, w, c] with h and w multiples of {factor}, got {x_t.shape}")
         if cond.shape != x_t.shape or cond_mask.shape != (*x_t.shape[:-1], 1):
             raise ValueError(f"MTDUNet: cond {cond.shape} and cond_mask {cond_mask.shape} do not fit x_t {x_t.shape}")
-        return self.denoise(x_t, t, level, self.context(text, cond, cond_mask, level))
+        ctx = self.context(text, cond, cond_mask, level, deferred=self.remat != "none")
+        return self.denoise(x_t, t, level, ctx)

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from nuwaxl_jax.models import layers
+from nuwaxl_jax.models import remat as remat_lib
 
 TEMPORAL = ("none", "conv", "conv_attn")
 
@@ -66,6 +67,12 @@ class _Block(nn.Module):
         """Group norm of each frame."""
         out = layers.GroupNorm(silu=silu, dtype=self.dtype, name=name)(layers.fold(x))
         return layers.unfold(out, x.shape[1])
+
+    def head(self, x: jax.Array, features: int, temporal: bool) -> jax.Array:
+        """The last norm and convolution, in float32: bfloat16 would round pixels to steps of 1/256."""
+        normed = layers.GroupNorm(silu=True, name="norm_out")(layers.fold(x))
+        conv = TConv(features, name="conv_out", **dict(self.passed_on(), dtype=jnp.float32))
+        return conv(layers.unfold(normed, x.shape[1]), temporal)
 
     def passed_on(self) -> dict:
         return dict(
@@ -116,19 +123,21 @@ class Encoder(_Block):
     channel_mults: Sequence[int] = (1, 2, 4)
     num_res_blocks: int = 1
     latent_channels: int = 4
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, x: jax.Array, temporal: bool) -> jax.Array:
+        res_block, mid_block = (remat_lib.wrap(m, self.remat, static_argnums=(2,)) for m in (ResBlock, MidBlock))
         h = self.conv(self.channels, "conv_in")(x, temporal)
         for level, mult in enumerate(self.channel_mults):
             for i in range(self.num_res_blocks):
-                block = ResBlock(features=self.channels * mult, name=f"down{level}_res{i}", **self.passed_on())
+                block = res_block(features=self.channels * mult, name=f"down{level}_res{i}", **self.passed_on())
                 h = block(h, temporal)
             if level < len(self.channel_mults) - 1:
                 h = self.conv(self.channels * mult, f"down{level}_sample", stride=2)(h, temporal)
-        h = MidBlock(name="mid", **self.passed_on())(h, temporal)
-        h = self.conv(2 * self.latent_channels, "conv_out")(self.norm(h, "norm_out"), temporal)
-        quant = layers.Conv2D(2 * self.latent_channels, kernel_size=1, dtype=self.dtype, name="quant")
+        h = mid_block(name="mid", **self.passed_on())(h, temporal)
+        h = self.head(h, 2 * self.latent_channels, temporal)
+        quant = layers.Conv2D(2 * self.latent_channels, kernel_size=1, name="quant")
         return layers.unfold(quant(layers.fold(h)), x.shape[1])
 
 
@@ -139,21 +148,23 @@ class Decoder(_Block):
     channel_mults: Sequence[int] = (1, 2, 4)
     num_res_blocks: int = 1
     out_channels: int = 3
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, z: jax.Array, temporal: bool) -> jax.Array:
+        res_block, mid_block = (remat_lib.wrap(m, self.remat, static_argnums=(2,)) for m in (ResBlock, MidBlock))
         length = z.shape[1]
         post_quant = layers.Conv2D(z.shape[-1], kernel_size=1, dtype=self.dtype, name="post_quant")
         h = layers.unfold(post_quant(layers.fold(z)), length)
         h = self.conv(self.channels * self.channel_mults[-1], "conv_in")(h, temporal)
-        h = MidBlock(name="mid", **self.passed_on())(h, temporal)
+        h = mid_block(name="mid", **self.passed_on())(h, temporal)
         for level in reversed(range(len(self.channel_mults))):
             features = self.channels * self.channel_mults[level]
             for i in range(self.num_res_blocks + 1):
-                h = ResBlock(features=features, name=f"up{level}_res{i}", **self.passed_on())(h, temporal)
+                h = res_block(features=features, name=f"up{level}_res{i}", **self.passed_on())(h, temporal)
             if level > 0:
                 h = self.conv(features, f"up{level}_sample", upsample=True)(h, temporal)
-        return self.conv(self.out_channels, "conv_out")(self.norm(h, "norm_out"), temporal)
+        return self.head(h, self.out_channels, temporal)
 
 
 class TKLVAE(nn.Module):
@@ -161,6 +172,9 @@ class TKLVAE(nn.Module):
 
     Shapes: video `[B, L, H, W, 3]` float in [-1, 1]; H and W multiples of `2 ** (len(channel_mults) - 1)`;
     latents `[B, L, h, w, latent_channels]`, float32.
+
+    remat: what the backward pass keeps of each residual and middle block (module `remat`).
+    dtype: of the compute; the last norm and convolutions of encoder and decoder stay float32.
     """
 
     channels: int = 16
@@ -170,6 +184,7 @@ class TKLVAE(nn.Module):
     temporal: str = "conv_attn"
     temporal_init: str = "identity"
     temporal_padding: str = "edge"
+    remat: str = "none"
     dtype: layers.Dtype = jnp.float32
 
     def setup(self) -> None:
@@ -182,6 +197,7 @@ class TKLVAE(nn.Module):
             temporal=self.temporal,
             temporal_init=self.temporal_init,
             temporal_padding=self.temporal_padding,
+            remat=self.remat,
             dtype=self.dtype,
         )
         self.encoder = Encoder(latent_channels=self.latent_channels, **shared)
@@ -194,13 +210,12 @@ class TKLVAE(nn.Module):
             raise ValueError(
                 f"TKLVAE.encode needs [B, L, H, W, 3] with H and W multiples of {factor}, got {video.shape}"
             )
-        moments = self.encoder(video, temporal).astype(jnp.float32)
-        mean, logvar = jnp.split(moments, 2, axis=-1)
+        mean, logvar = jnp.split(self.encoder(video, temporal), 2, axis=-1)
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
     def decode(self, z: jax.Array, temporal: bool = True) -> jax.Array:
         """Pixels `[B, L, H, W, 3]` float32, not clipped."""
-        return self.decoder(z, temporal).astype(jnp.float32)
+        return self.decoder(z, temporal)
 
     def __call__(
         self, video: jax.Array, key: jax.Array | None = None, temporal: bool = True

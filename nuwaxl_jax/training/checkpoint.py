@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
+from nuwaxl_jax import config as config_lib
 from nuwaxl_jax import files
 from nuwaxl_jax import partitioning
 from nuwaxl_jax.training import metrics
@@ -233,6 +234,7 @@ _FREE_PREFIXES = (
     "train.stages",
     "mesh.",
     "sampler.",
+    "vae.lpips_weights",
     "eval.",
     "data.num_workers",
     "data.num_threads",
@@ -274,10 +276,13 @@ def claim_workdir(workdir: str, config_json: str) -> None:
     if os.path.exists(path):
         try:
             with open(path, encoding="utf-8") as file:
-                saved = json.load(file)
+                saved = json.loads(text := file.read())
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is not JSON ({error}); restore it, or choose a new workdir.") from error
-        old, new = _flat(saved), _flat(given)
+        new = _flat(given)
+        # A field younger than the workdir has the value that was used before it existed.
+        since = {name: value for name, value in _flat(config_lib.completed(text)).items() if name in new}
+        old = {**since, **_flat(saved)}
         missing = "(absent)"
         wrong = [
             f"{name} {old.get(name, missing)!r} -> {new.get(name, missing)!r}"

@@ -9,7 +9,8 @@ import ml_collections
 
 from nuwaxl_jax import config as config_lib
 from nuwaxl_jax.training import checkpoint
-from nuwaxl_jax.training import loop
+from nuwaxl_jax.training import lineage
+from nuwaxl_jax.training import perceptual
 
 
 def is_trained(workdir: str) -> bool:
@@ -17,8 +18,8 @@ def is_trained(workdir: str) -> bool:
     path = os.path.join(workdir, checkpoint.CONFIG_FILE)
     return os.path.isfile(path) and any(
         checkpoint.latest_step(workdir, stage) is not None
-        for stage in loop.stages(read_config(workdir))
-        if loop.section_of(stage) == "denoiser"
+        for stage in lineage.stages(read_config(workdir))
+        if lineage.section_of(stage) == "denoiser"
     )
 
 
@@ -38,9 +39,11 @@ def bundle_from_workdir(workdir: str) -> tuple[dict[str, Any], ml_collections.Co
       ValueError, FileNotFoundError, CheckpointError: a stage has no usable checkpoint.
     """
     config = read_config(workdir)
-    denoisers = [stage for stage in loop.stages(config) if loop.section_of(stage) == "denoiser"]
-    frozen = loop.frozen_of(config, workdir, denoisers[0])
+    denoisers = [stage for stage in lineage.stages(config) if lineage.section_of(stage) == "denoiser"]
+    frozen = lineage.frozen_of(config, workdir, denoisers[0])
     bundle = dict(frozen, denoisers=tuple(checkpoint.restore_ema(workdir, stage) for stage in denoisers))
-    trained = [loop.vae_stage(config, workdir), *denoisers]
+    trained = [*filter(None, [lineage.vae_stage(workdir)]), *denoisers]
     card = {"name": config.name, "steps": {stage: checkpoint.latest_step(workdir, stage) for stage in trained}}
+    card |= perceptual.label(config)
+    config.vae.lpips_weights = ""  # a place on this machine; its hash says which file it was
     return bundle, config, card

@@ -23,22 +23,19 @@ import ml_collections
 import numpy as np
 
 from nuwaxl_jax import config as config_lib
-from nuwaxl_jax import files
-from nuwaxl_jax import networks as networks_lib
 from nuwaxl_jax import partitioning
 from nuwaxl_jax.data import pipeline
 from nuwaxl_jax.training import checkpoint
 from nuwaxl_jax.training import feed
 from nuwaxl_jax.training import interrupts
+from nuwaxl_jax.training import lineage
 from nuwaxl_jax.training import metrics
 from nuwaxl_jax.training import optim
+from nuwaxl_jax.training import perceptual
 from nuwaxl_jax.training import progress
 from nuwaxl_jax.training import state as state_lib
 from nuwaxl_jax.training import steps
 from nuwaxl_jax.training import tasks
-
-LATENT_STATS_FILE = "latent_stats.json"
-LATENT_STATS_CLIPS = 128
 
 # hook(stage, state, frozen, step) -> {name: number} for 'eval', {name: uint8 image or video} for 'sample'.
 Hook = Callable[[str, state_lib.TrainState, Any, int], Mapping[str, Any]]
@@ -61,13 +58,7 @@ def optimizer_of(
     new_layers: str = "",
 ) -> tuple[Any, Any]:
     """(optimizer, schedule) of config.train.<stage>."""
-    curve = dict(
-        learning_rate=settings.learning_rate,
-        num_steps=settings.num_steps,
-        warmup_steps=settings.warmup_steps,
-        lr_schedule=settings.lr_schedule,
-        min_lr_ratio=settings.min_lr_ratio,
-    )
+    curve = optim.curve(settings)
     optimizer = optim.make_optimizer(
         optimizer=settings.optimizer,
         **curve,
@@ -78,6 +69,7 @@ def optimizer_of(
         no_decay=no_decay,
         new_layers=new_layers,
         pretrained_lr_ratio=settings.pretrained_lr_ratio,
+        trainable=settings.trainable,
         mesh=mesh,
     )
     return optimizer, optim.make_schedule(**curve)
@@ -190,11 +182,10 @@ def _call_hooks(
             write(step, hooks[name](stage, state, frozen, step))
 
 
-def _compile(
-    task: Any, optimizer: Any, schedule: Any, settings: Any, mesh: Any, state: Any, frozen: Any, batches: feed.Batches
-) -> Callable[..., Any]:
-    """The compiled step; prints the parameter table and what a step costs."""
-    start = time.monotonic()
+def compile_step(
+    task: Any, optimizer: Any, schedule: Any, settings: Any, mesh: Any, state: Any, frozen: Any, batch: Any
+) -> jax.stages.Compiled:
+    """The program of a step; state, frozen and batch may be arrays or ShapeDtypeStructs with shardings."""
     step = steps.make_train_step(
         task,
         optimizer,
@@ -205,8 +196,15 @@ def _compile(
         state=state,
         frozen=frozen,
     )
-    example = batches.peek()
-    compiled = step.lower(state, frozen, example, jax.ShapeDtypeStruct((), jnp.uint32)).compile()
+    return step.lower(state, frozen, batch, jax.ShapeDtypeStruct((), jnp.uint32)).compile()
+
+
+def _compile(
+    task: Any, optimizer: Any, schedule: Any, settings: Any, mesh: Any, state: Any, frozen: Any, batches: feed.Batches
+) -> Callable[..., Any]:
+    """The compiled step; prints the parameter table and what a step costs."""
+    start = time.monotonic()
+    compiled = compile_step(task, optimizer, schedule, settings, mesh, state, frozen, batches.peek())
     flops = _flops(compiled)
     count = sum(x.size for x in jax.tree.leaves(state.params))
     if int(state.step) == 0:
@@ -219,22 +217,6 @@ def _compile(
     return compiled
 
 
-def stages(config: ml_collections.ConfigDict) -> tuple[str, ...]:
-    """The stages as they are run: with mtd.weights = per_level 'denoiser' is one stage a level."""
-    out: list[str] = []
-    for stage in config.train.stages:
-        if stage == "denoiser" and config.mtd.weights == "per_level":
-            out.extend(f"denoiser_{level}" for level in range(config.hierarchy.depth))
-        else:
-            out.append(stage)
-    return tuple(out)
-
-
-def section_of(stage: str) -> str:
-    """The part of config.train that a stage reads."""
-    return "denoiser" if stage.startswith("denoiser") else stage
-
-
 def _iterator(config: ml_collections.ConfigDict, stage: str, seed: int) -> Any:
     """The training data of a stage; of one level alone for 'denoiser_<level>'."""
     if stage.startswith("denoiser_"):
@@ -245,84 +227,11 @@ def _iterator(config: ml_collections.ConfigDict, stage: str, seed: int) -> Any:
     return pipeline.make_iterator(
         config,
         "train",
-        section_of(stage),
+        lineage.section_of(stage),
         seed=seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-
-
-def vae_stage(config: ml_collections.ConfigDict, workdir: str) -> str:
-    """The stage whose VAE the denoiser uses: 'vae', or 'image_vae' in a run without it.
-
-    Raises:
-      ValueError: neither has a checkpoint.
-    """
-    del config
-    for stage in ("vae", "image_vae"):
-        if checkpoint.latest_step(workdir, stage) is not None:
-            return stage
-    raise ValueError(
-        f"train.stages: the denoiser needs a VAE and {workdir} has none; put 'image_vae' and 'vae' before it."
-    )
-
-
-def latent_stats(config: ml_collections.ConfigDict, workdir: str) -> dict[str, np.ndarray]:
-    """{'latent_shift', 'latent_scale'}, float32 [c]: mean and 1 / std of each latent channel over training clips.
-
-    Measured once, over LATENT_STATS_CLIPS clips of the denoiser's own mixture of strides, and kept beside the VAE's
-    checkpoints in latent_stats.json.
-    """
-    stage = vae_stage(config, workdir)
-    path = os.path.join(os.path.abspath(workdir), stage, LATENT_STATS_FILE)
-    step = checkpoint.latest_step(workdir, stage)
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            saved = json.load(file)
-        if saved["step"] == step:
-            return {name: np.asarray(saved[name], np.float32) for name in ("latent_shift", "latent_scale")}
-    networks = networks_lib.build(config, config.train.denoiser.dtype)
-    vae = checkpoint.restore_ema(workdir, stage)
-    moments = jax.jit(lambda params, frames: tasks.latent_moments(networks, params, frames))
-    size = config.train.denoiser.batch_size
-    iterator = pipeline.make_iterator(config, "train", "denoiser", seed=config.seed)
-    try:
-        sums = [moments(vae, next(iterator)["frames"]) for _ in range(max(1, LATENT_STATS_CLIPS // size))]
-    finally:
-        iterator.close()
-    mean, square = (np.mean(np.asarray(x, np.float64), axis=0) for x in zip(*jax.device_get(sums)))
-    deviation = np.sqrt(np.maximum(square - mean**2, 1e-12))
-    stats = dict(latent_shift=mean.tolist(), latent_scale=(1.0 / deviation).tolist())
-    if jax.process_index() == 0:
-        files.write_json(path, dict(stats, step=step, clips=len(sums) * size))
-    metrics.say(f"{stage}: latent mean {np.round(mean, 3).tolist()}, std {np.round(deviation, 3).tolist()}")
-    return {name: np.asarray(value, np.float32) for name, value in stats.items()}
-
-
-def frozen_of(config: ml_collections.ConfigDict, workdir: str, stage: str) -> dict[str, Any]:
-    """What a stage's loss reads beside its parameters: the finished VAE and its latents' scale, for the denoiser."""
-    if section_of(stage) not in ("image_denoiser", "denoiser"):
-        return {}
-    return dict(vae=checkpoint.restore_ema(workdir, vae_stage(config, workdir)), **latent_stats(config, workdir))
-
-
-def _stage_before(workdir: str, stage: str) -> str:
-    """The stage whose EMA this one starts from: its image stage, or the level above; '' if it was not trained."""
-    level = int(stage.removeprefix("denoiser_")) if stage.startswith("denoiser_") else 0
-    if level > 0:
-        before = f"denoiser_{level - 1}"
-    else:
-        before = {"vae": "image_vae", "denoiser": "image_denoiser"}.get(section_of(stage), "")
-    return before if before and checkpoint.latest_step(workdir, before) is not None else ""
-
-
-def _first_params(workdir: str, stage: str) -> Any:
-    """The EMA of the stage before, or None."""
-    before = _stage_before(workdir, stage)
-    if not before:
-        return None
-    metrics.say(f"{stage}: starts from the EMA of {before}")
-    return checkpoint.restore_ema(workdir, before)
 
 
 def train(config: ml_collections.ConfigDict, workdir: str, hooks: Mapping[str, Hook] | None = None) -> None:
@@ -334,21 +243,23 @@ def train(config: ml_collections.ConfigDict, workdir: str, hooks: Mapping[str, H
       hooks: see `run_stage`.
 
     Raises:
-      ValueError: a workdir of another config; a mesh that does not fit the devices or the batch.
+      ValueError: a workdir of another config; a mesh that does not fit the devices or the batch; LPIPS weights that
+        cannot be used.
       SystemExit: 42, interrupted and saved.
     """
     mesh = partitioning.make_mesh(**config.mesh.to_dict())
+    config = perceptual.resolve(config, workdir)
     checkpoint.claim_workdir(workdir, config_lib.to_json(config))
     resolved = json.loads(config_lib.to_json(config))
     with interrupts.catch() as interrupt:
-        for stage in stages(config):
-            settings = config.train[section_of(stage)]
+        for stage in lineage.stages(config):
+            settings = config.train[lineage.section_of(stage)]
             done = checkpoint.latest_step(workdir, stage) or 0
             if done >= settings.num_steps:
                 metrics.say(f"{stage}: finished at step {done}, skipped")
                 continue
             interrupt.leave_if_asked(stage)
-            if settings.pretrained_lr_ratio != 1 and not _stage_before(workdir, stage):
+            if settings.pretrained_lr_ratio != 1 and not lineage.is_pretrained(config, workdir, stage):
                 metrics.say(f"{stage}: no stage before it has trained its layers, so pretrained_lr_ratio is not used")
                 settings = ml_collections.ConfigDict(dict(settings, pretrained_lr_ratio=1.0))
             seed = (config.seed + zlib.crc32(stage.encode())) % 2**31  # each stage its own data order and noise
@@ -356,7 +267,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, hooks: Mapping[str, H
             try:
                 run_stage(
                     tasks.build(config, stage),
-                    frozen_of(config, workdir, stage),
+                    lineage.frozen_of(config, workdir, stage),
                     iterator,
                     settings,
                     os.path.join(os.path.abspath(workdir), stage),
@@ -364,7 +275,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, hooks: Mapping[str, H
                     seed=seed,
                     config=resolved,
                     interrupt=interrupt,
-                    params=lambda stage=stage: _first_params(workdir, stage),
+                    params=lambda stage=stage: lineage.first_params(config, workdir, stage),
                     hooks=hooks,
                 )
             finally:

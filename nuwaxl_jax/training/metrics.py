@@ -64,6 +64,12 @@ def say(message: str) -> None:
         print(message, file=sys.stdout, flush=True)
 
 
+def warn(message: str) -> None:
+    """`say`, on stderr."""
+    if jax.process_index() == 0:
+        print(message, file=sys.stderr, flush=True)
+
+
 def parameter_table(params: Any, max_lines: int | None = None) -> str:
     """Names, shapes, sizes and shardings of a tree of arrays, and the total."""
     return parameter_overview.get_parameter_overview(params, include_stats="sharding", max_lines=max_lines)

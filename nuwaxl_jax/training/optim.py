@@ -25,6 +25,12 @@ OPTIMIZERS = ("adamw", "muon")
 _NO_DECAY = re.compile(r"(^|/)(bias|scale|positions|[a-z_]*embed(ding)?s?)$")
 
 
+def curve(settings: Any) -> dict[str, Any]:
+    """The arguments of `make_schedule` in config.train.<stage>."""
+    names = ("learning_rate", "num_steps", "warmup_steps", "lr_schedule", "min_lr_ratio")
+    return {name: settings[name] for name in names}
+
+
 def make_schedule(
     *,
     learning_rate: float,
@@ -81,6 +87,7 @@ def make_optimizer(
     no_decay: str = "",
     new_layers: str = "",
     pretrained_lr_ratio: float = 1.0,
+    trainable: str = "",
     mesh: Mesh | None = None,
 ) -> optax.GradientTransformation:
     """AdamW or Muon after clipping by the global norm.
@@ -99,6 +106,8 @@ def make_optimizer(
       no_decay: pattern of further paths that are not decayed.
       new_layers: pattern of the paths that learn at the full rate.
       pretrained_lr_ratio: learning rate of all other paths, over theirs.
+      trainable: pattern of the paths that learn, all others stay as they are and have no optimiser state; '' is all,
+        'new' those of `new_layers`.
       mesh: whose devices share Muon's work.
 
     Raises:
@@ -121,7 +130,25 @@ def make_optimizer(
     decayed = optax.add_decayed_weights(weight_decay, mask)
     update = optax.chain(direction, decayed, optax.scale_by_learning_rate(schedule))
     update = optax.chain(update, _slow_down(new_layers, pretrained_lr_ratio))
-    return optax.chain(optax.clip_by_global_norm(grad_clip), update) if grad_clip > 0 else update
+    update = optax.chain(optax.clip_by_global_norm(grad_clip), update) if grad_clip > 0 else update
+    if not trainable:
+        return update
+    pattern = new_layers if trainable == "new" else trainable
+    return optax.partition({True: update, False: optax.set_to_zero()}, functools.partial(learns, pattern=pattern))
+
+
+def learns(params: Any, pattern: str) -> Any:
+    """True for the leaves in whose path `pattern` occurs.
+
+    Raises:
+      ValueError: it occurs in none.
+    """
+    found = jax.tree_util.tree_map_with_path(
+        lambda path, _: bool(re.search(pattern, partitioning.path_name(path))), params
+    )
+    if not any(jax.tree.leaves(found)):
+        raise ValueError(f"trainable: {pattern!r} is in no parameter's path; see the parameter table")
+    return found
 
 
 def _slow_down(new_layers: str, ratio: float) -> optax.GradientTransformation:

@@ -73,6 +73,7 @@ def _images(config, networks, params: Any, frozen: Mapping[str, Any]) -> dict[st
             steps=sampler.steps[0],
             eta=sampler.eta,
             threshold=sampler.threshold or None,
+            spacing=sampler.spacing,
         )
         z = made / frozen["latent_scale"] + frozen["latent_shift"]
         return networks.decode(frozen["vae"], z[:, None])[:, 0]

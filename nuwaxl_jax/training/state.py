@@ -18,7 +18,7 @@ from nuwaxl_jax import partitioning
 class TrainState:
     """step int32 (finished optimiser steps); params and ema_params float32 trees of one structure; opt_state; extra.
 
-    `extra` is a tree that a task may use for anything else it must keep (None: nothing).
+    `extra` is what else a task trains, {'params', 'opt_state'} of its objective (`vae_objective`); None: nothing.
     """
 
     step: jax.Array
@@ -28,13 +28,19 @@ class TrainState:
     extra: Any = None
 
 
-def _new(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+def _extra(task: Any, key: jax.Array) -> Any:
+    objective = getattr(task, "objective", None)
+    return None if objective is None else objective.init(jax.random.fold_in(key, 1))
+
+
+def _new(params: Any, optimizer: optax.GradientTransformation, extra: Any = None) -> TrainState:
     # The copy keeps params and ema_params separate buffers: both are donated to the step.
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema_params=jax.tree.map(jnp.copy, params),
         opt_state=optimizer.init(params),
+        extra=extra,
     )
 
 
@@ -42,12 +48,12 @@ def abstract(task: Any, optimizer: optax.GradientTransformation, mesh: Mesh, min
     """The state's shapes, dtypes and shardings, nothing computed: leaves are ShapeDtypeStructs.
 
     Args:
-      task: with init(key) -> params.
+      task: with init(key) -> params, and `objective` where it has one.
       optimizer: as `create`.
       mesh: made by `partitioning.make_mesh`.
       min_size: smallest parameter that is sharded over fsdp.
     """
-    shapes = jax.eval_shape(lambda key: _new(task.init(key), optimizer), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: _new(task.init(key), optimizer, _extra(task, key)), jax.random.key(0))
     shardings = partitioning.param_shardings(shapes, mesh, min_size)
     return jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
 
@@ -69,7 +75,7 @@ def create(
     """A new state, laid out over the mesh: no device ever holds more than its shard.
 
     Args:
-      task: with init(key) -> params.
+      task: with init(key) -> params, and `objective` where it has one.
       optimizer: an optax transformation.
       key: typed key of the initialisation.
       mesh: None is a mesh of one device.
@@ -85,10 +91,11 @@ def create(
     if params is None:
         # Hundreds of small random arrays, drawn once: code quality is worth nothing here, compile time is.
         quick = {"xla_backend_optimization_level": 0}
-        return jax.jit(lambda k: _new(task.init(k), optimizer), out_shardings=out, compiler_options=quick)(key)
+        new = lambda k: _new(task.init(k), optimizer, _extra(task, k))  # noqa: E731
+        return jax.jit(new, out_shardings=out, compiler_options=quick)(key)
     check_like(params, target.params, "the parameters to start from")
     params = jax.tree.map(jax.device_put, params, out.params)
-    return jax.jit(lambda p: _new(p, optimizer), out_shardings=out)(params)
+    return jax.jit(lambda p, k: _new(p, optimizer, _extra(task, k)), out_shardings=out)(params, key)
 
 
 def check_like(params: Any, target: Any, what: str) -> None:

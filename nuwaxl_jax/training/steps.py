@@ -1,4 +1,7 @@
-"""The training step: loss, gradient, AdamW, EMA, in one compiled program that never waits for the host.
+"""The training step: loss, gradient, optimiser, EMA, in one compiled program that never waits for the host.
+
+What a task's objective trains beside the parameters (a discriminator) is updated in the same program, from the same
+backward pass.
 
 Randomness: the key of step n is fold_in(key(seed), n), and every example of the global batch gets a key of its own
 split from it. So the noise of an example depends on (seed, step, its place in the batch) alone: gradient accumulation
@@ -95,7 +98,8 @@ def make_train_step(
     """(state, frozen, batch, seed) -> (state, metrics), jitted, the state donated.
 
     Args:
-      task: with loss(params, frozen, batch, keys [B]) -> (mean loss float32, dict of `metrics.Average`).
+      task: with loss(params, frozen, batch, keys [B]) -> (mean loss float32, dict of `metrics.Average`). Where the
+        state has `extra`, task.objective updates it, and the loss takes (params, extra['params']) and frozen['step'].
       optimizer: of the parameters.
       ema_limit: the EMA's decay after its warm-up.
       accumulate: micro-batches a step.
@@ -111,13 +115,22 @@ def make_train_step(
     def step(state, frozen, batch, seed):
         size = jax.tree.leaves(batch)[0].shape[0]
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step), size)
-        loss, values, grads = gradients(task, state.params, frozen, batch, keys, accumulate=accumulate, mesh=mesh)
+        parts = dict(accumulate=accumulate, mesh=mesh)
+        if state.extra is None:
+            loss, values, grads = gradients(task, state.params, frozen, batch, keys, **parts)
+            extra = None
+        else:
+            trained, seen = (state.params, state.extra["params"]), dict(frozen, step=state.step)
+            loss, values, (grads, extra_grads) = gradients(task, trained, seen, batch, keys, **parts)
+            extra = task.objective.update(state.extra, extra_grads, state.step)
         loss = loss.astype(jnp.float32)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = optim.update_ema(state.ema_params, params, optim.ema_decay(state.step, ema_limit))
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        if extra is not None:
+            good &= jnp.isfinite(optax.tree.norm(extra_grads))
         values = dict(values)
         values["loss"] = metrics.average(loss)
         values["grad_norm"] = metrics.average(norm)
@@ -125,7 +138,8 @@ def make_train_step(
         if schedule is not None:
             values["learning_rate"] = metrics.average(schedule(state.step))
         values["first_bad_step"] = metrics.FirstBadStep(jnp.where(good, metrics.NEVER, state.step + 1))
-        return state.replace(step=state.step + 1, params=params, ema_params=ema, opt_state=opt_state), values
+        new = dict(params=params, ema_params=ema, opt_state=opt_state, extra=extra)
+        return state.replace(step=state.step + 1, **new), values
 
     if mesh is None:
         return jax.jit(step, donate_argnums=0)

@@ -5,20 +5,26 @@ alone), `new_layers` (a pattern of paths that no stage before it trained), `init
 
     loss(params, frozen, batch, keys) -> (mean loss, dict of metrics.Average)
 
-with one key an example, so that nothing random depends on how a batch is cut.
+with one key an example, so that nothing random depends on how a batch is cut. A task may have an `objective` that
+trains more than the parameters (`vae_objective`, `steps`).
 """
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Callable, Protocol
 
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import ml_collections
 
 from nuwaxl_jax import networks as networks_lib
 from nuwaxl_jax.diffusion import losses
+from nuwaxl_jax.models import layers
 from nuwaxl_jax.models import tklvae
 from nuwaxl_jax.training import metrics
+from nuwaxl_jax.training import vae_objective
+
+_LAST_LAYER = ("decoder", "conv_out", "spatial", "kernel")
 
 Batch = dict[str, jax.Array]
 Loss = tuple[jax.Array, dict[str, metrics.Average]]
@@ -62,26 +68,30 @@ class VAETask:
         loss = mean over pixel values |x - x'| (l1), (x - x')^2 (l2) or their sum  +  kl_weight * mean over latents KL
 
     with pixels in [-1, 1] and KL in nats a latent element. Latent diffusion sums where this averages (both over an
-    image's values); its kl_weight w is w * (latent elements) / (pixel values) here.
+    image's values); its kl_weight w is w * (latent elements) / (pixel values) here. With an `objective` the first
+    term is its loss.
 
     Attributes:
       networks: of `networks.build`.
       temporal: False trains the image KL-VAE on single frames; the temporal layers wait in the tree, untouched.
       recon: 'l1', 'l2' or 'l1+l2'.
       kl_weight: see above.
+      objective: LPIPS, a learned log-variance, a discriminator; None without any of them.
     """
 
     networks: networks_lib.Networks
     temporal: bool
     recon: str
     kl_weight: float
+    objective: vae_objective.VAEObjective | None = None
     stage: str = "vae"
     fields: tuple[str, ...] = ("frames",)
     new_layers: str = r"temporal"
 
     def __post_init__(self):
-        if self.recon not in RECONSTRUCTIONS:
-            raise ValueError(f"vae.loss is {self.recon!r}; choose one of {sorted(RECONSTRUCTIONS)}.")
+        known = sorted(vae_objective.RECONSTRUCTIONS)
+        if self.recon not in known:
+            raise ValueError(f"vae.loss is {self.recon!r}; choose one of {known}.")
 
     @property
     def no_decay(self) -> str:
@@ -93,18 +103,42 @@ class VAETask:
         return self.networks.init_vae(key)
 
     def loss(self, params: Any, frozen: Any, batch: Batch, keys: jax.Array) -> Loss:
-        """batch: frames uint8 [B, l, H, W, 3]. Metrics: recon, kl, psnr (dB of pixels in [-1, 1], mean over clips)."""
-        del frozen
+        """batch: frames uint8 [B, l, H, W, 3]. Metrics: recon, kl, psnr (dB of pixels in [-1, 1], mean over clips), and
+        those of the objective.
+
+        params: the T-KLVAE's; with an objective that trains, (those, the objective's).
+        """
+        params, trained = params if self.objective is not None and self.objective.trains else (params, {})
         video = networks_lib.to_float(batch["frames"])  # [B, l, H, W, 3]
         mean, logvar = self.networks.encode(params, video, temporal=self.temporal)
         z = mean + jnp.exp(0.5 * logvar) * _normal(keys, mean.shape[1:])
-        error = self.networks.decode(params, z, temporal=self.temporal).astype(jnp.float32) - video
-        recon = jnp.mean(RECONSTRUCTIONS[self.recon](error))
+        made = self.networks.decode(params, z, temporal=self.temporal).astype(jnp.float32)
+        error = made - video
+        if self.objective is None:
+            recon = jnp.mean(vae_objective.RECONSTRUCTIONS[self.recon](error))
+            values = dict(recon=metrics.average(recon))
+        else:
+            frames = layers.fold(made), layers.fold(video)  # [B*l, H, W, 3]
+            recon, values = self.objective.loss(*frames, trained, frozen, self._last_layer(params, z))
         kl = jnp.mean(tklvae.kl_divergence(mean, logvar))
         mse = jnp.mean(jnp.square(error), axis=(1, 2, 3, 4))  # [B]
         psnr = 10.0 * jnp.log10(4.0 / jnp.maximum(mse, 1e-10))
-        values = dict(recon=metrics.average(recon), kl=metrics.average(kl), psnr=metrics.average(psnr))
+        values |= dict(kl=metrics.average(kl), psnr=metrics.average(psnr))
         return recon + self.kl_weight * kl, values
+
+    def _last_layer(self, params: Any, z: jax.Array) -> tuple[Callable[[jax.Array], jax.Array], jax.Array]:
+        """(W -> x' [B*l, H, W, 3], W), all else without gradient; W the decoder's last spatial kernel.
+
+        In videos too, where a temporal convolution follows it [ours].
+        """
+        params, z = jax.lax.stop_gradient((params, z))
+        flat = traverse_util.flatten_dict(params)
+
+        def through(kernel: jax.Array) -> jax.Array:
+            changed = traverse_util.unflatten_dict({**flat, _LAST_LAYER: kernel})
+            return layers.fold(self.networks.decode(changed, z, temporal=self.temporal).astype(jnp.float32))
+
+        return through, flat.get(_LAST_LAYER)
 
 
 def _latents(networks: networks_lib.Networks, frozen: Any, video: jax.Array, noise: jax.Array) -> jax.Array:
@@ -293,7 +327,12 @@ def build(config: ml_collections.ConfigDict, stage: str) -> Task:
     networks = networks_lib.build(config, config.train[section].dtype)
     if section in ("image_vae", "vae"):
         return VAETask(
-            networks, temporal=section == "vae", recon=config.vae.loss, kl_weight=config.vae.kl_weight, stage=stage
+            networks,
+            temporal=section == "vae",
+            recon=config.vae.loss,
+            kl_weight=config.vae.kl_weight,
+            objective=vae_objective.build(config, section),
+            stage=stage,
         )
     process = config.diffusion
     if section == "image_denoiser":
@@ -317,10 +356,3 @@ def build(config: ml_collections.ConfigDict, stage: str) -> Task:
         per_frame=config.text.per_frame,
         stage=stage,
     )
-
-
-RECONSTRUCTIONS = {
-    "l1": jnp.abs,
-    "l2": jnp.square,
-    "l1+l2": lambda error: jnp.abs(error) + jnp.square(error),
-}

@@ -14,6 +14,7 @@ from nuwaxl_jax.models import tklvae
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.parity
 
 
 def state_of(module):

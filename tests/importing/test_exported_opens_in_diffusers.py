@@ -11,6 +11,7 @@ from nuwaxl_jax import weights
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.parity
 
 
 def close(made, wanted):

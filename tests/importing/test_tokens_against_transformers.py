@@ -10,6 +10,7 @@ import tokenizers
 from nuwaxl_jax.data import clip_bpe
 
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.parity
 
 PIECES = (
     *("a photo of a cat", "it's", "I'LL", "they've", "don't", "x'S", "'", "''s", "1234", "3.14", "½", "Ⅷ", "²"),

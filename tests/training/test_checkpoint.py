@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nuwaxl_jax import config as config_lib
 from nuwaxl_jax import partitioning
 from nuwaxl_jax.training import checkpoint
 from nuwaxl_jax.training import optim
@@ -209,6 +210,21 @@ def test_workdir_of_another_config_lists_what_differs(tmp_path):
     ):
         checkpoint.claim_workdir(tmp_path, json.dumps(_config(seed=1, train=train, unet={"channels": 8, "width": 4})))
     assert json.loads((tmp_path / "config.json").read_text()) == _config()  # untouched
+
+
+def test_fields_younger_than_the_workdir_have_the_value_from_before_them(tmp_path):
+    config = config_lib.default()
+    values = json.loads(config_lib.to_json(config))
+    del values["vae"]["gan_weight"], values["unet"]["condition_fill"]
+    checkpoint.claim_workdir(tmp_path, json.dumps(values))
+    with pytest.raises(ValueError, match=r"unet.condition_fill \['zero', 'zero', 'zero'\] -> .*linear"):
+        checkpoint.claim_workdir(tmp_path, config_lib.to_json(config))
+    config.unet.condition_fill = ("zero",) * 3
+    config.vae.gan_weight = 0.5
+    with pytest.raises(ValueError, match=r"another config: vae.gan_weight 0.0 -> 0.5; use"):
+        checkpoint.claim_workdir(tmp_path, config_lib.to_json(config))
+    config.vae.gan_weight = 0.0
+    checkpoint.claim_workdir(tmp_path, config_lib.to_json(config))
 
 
 def test_lengths_cadences_mesh_and_sampling_may_change(tmp_path):

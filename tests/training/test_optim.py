@@ -109,3 +109,26 @@ def test_layers_trained_before_move_at_their_share_of_the_rate(kind):
     np.testing.assert_allclose(other["conv"]["kernel"], 0.25 * one["conv"]["kernel"], rtol=1e-6)
     for name in ("kernel", "bias"):
         np.testing.assert_array_equal(other["temporal"][name], one["temporal"][name])
+
+
+@pytest.mark.parametrize("kind", optim.OPTIMIZERS)
+@pytest.mark.parametrize("trainable", ["new", "temporal/kernel"])
+def test_what_is_not_trainable_stays_and_has_no_state(kind, trainable):
+    params = {"conv": {"kernel": jnp.eye(4)}, "temporal": {"kernel": jnp.eye(4), "bias": jnp.ones(4)}}
+    grads = jax.tree.map(lambda p: jnp.cos(1.0 + jnp.arange(p.size)).reshape(p.shape), params)
+    fields = dict(optimizer=kind, learning_rate=0.1, num_steps=10, lr_schedule="constant", weight_decay=0.1)
+    fields |= dict(new_layers="temporal", grad_clip=0.0)
+    whole, part = optim.make_optimizer(**fields), optim.make_optimizer(**fields, trainable=trainable)
+    (one, _), (other, state) = (o.update(grads, o.init(params), params) for o in (whole, part))
+    np.testing.assert_array_equal(other["conv"]["kernel"], 0.0)
+    np.testing.assert_allclose(other["temporal"]["kernel"], one["temporal"]["kernel"], rtol=1e-6)
+    bias = other["temporal"]["bias"]
+    np.testing.assert_allclose(bias, one["temporal"]["bias"] if trainable == "new" else 0.0, rtol=1e-6)
+    sizes = [leaf.size for leaf in jax.tree.leaves(state) if hasattr(leaf, "size") and leaf.size > 1]
+    assert sum(sizes) <= 2 * (16 + 4) and sizes  # nothing of conv/kernel
+
+
+def test_a_pattern_that_is_nowhere_is_refused():
+    optimizer = optim.make_optimizer(learning_rate=0.1, num_steps=10, trainable="no_such_layer")
+    with pytest.raises(ValueError, match="^trainable: 'no_such_layer' is in no parameter's path;"):
+        optimizer.init({"conv": {"kernel": jnp.eye(4)}})

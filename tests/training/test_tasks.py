@@ -13,6 +13,7 @@ from nuwaxl_jax import partitioning
 from nuwaxl_jax.diffusion import gaussian
 from nuwaxl_jax.training import checkpoint
 from nuwaxl_jax.training import interrupts
+from nuwaxl_jax.training import lineage
 from nuwaxl_jax.training import loop
 from nuwaxl_jax.training import metrics
 from nuwaxl_jax.training import optim
@@ -318,10 +319,10 @@ def test_build_reads_the_config():
 
 def test_stages_of_shared_and_separate_weights():
     config = _tiny()
-    assert loop.stages(config) == ("image_vae", "vae", "image_denoiser", "denoiser")
+    assert lineage.stages(config) == ("image_vae", "vae", "image_denoiser", "denoiser")
     config.mtd.weights = "per_level"
-    assert loop.stages(config) == ("image_vae", "vae", "image_denoiser", "denoiser_0", "denoiser_1", "denoiser_2")
-    assert [loop.section_of(stage) for stage in loop.stages(config)][2:] == ["image_denoiser"] + ["denoiser"] * 3
+    assert lineage.stages(config) == ("image_vae", "vae", "image_denoiser", "denoiser_0", "denoiser_1", "denoiser_2")
+    assert [lineage.section_of(stage) for stage in lineage.stages(config)][2:] == ["image_denoiser"] + ["denoiser"] * 3
 
 
 def _eight():

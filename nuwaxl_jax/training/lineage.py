@@ -1,0 +1,126 @@
+"""The stages of a run and what each starts from: first parameters, the VAE and the latents' scale a denoiser sees."""
+
+import json
+import os
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from nuwaxl_jax import files
+from nuwaxl_jax import networks as networks_lib
+from nuwaxl_jax.data import pipeline
+from nuwaxl_jax.training import checkpoint
+from nuwaxl_jax.training import initial
+from nuwaxl_jax.training import metrics
+from nuwaxl_jax.training import perceptual
+from nuwaxl_jax.training import tasks
+
+LATENT_STATS_FILE = "latent_stats.json"
+LATENT_STATS_CLIPS = 128
+
+
+def stages(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """The stages as they are run: with mtd.weights = per_level 'denoiser' is one stage a level."""
+    out: list[str] = []
+    for stage in config.train.stages:
+        if stage == "denoiser" and config.mtd.weights == "per_level":
+            out.extend(f"denoiser_{level}" for level in range(config.hierarchy.depth))
+        else:
+            out.append(stage)
+    return tuple(out)
+
+
+def section_of(stage: str) -> str:
+    """The part of config.train that a stage reads."""
+    return "denoiser" if stage.startswith("denoiser") else stage
+
+
+def vae_stage(workdir: str) -> str:
+    """The stage whose VAE the denoiser uses: 'vae', 'image_vae' in a run without it, '' where neither was trained."""
+    return next((s for s in ("vae", "image_vae") if checkpoint.latest_step(workdir, s) is not None), "")
+
+
+def _vae_of(config: ml_collections.ConfigDict, workdir: str) -> Any:
+    """The finished VAE's parameters.
+
+    Raises:
+      ValueError: the run has none, and train.init_from is empty.
+    """
+    stage = vae_stage(workdir)
+    if stage:
+        return checkpoint.restore_ema(workdir, stage)
+    if config.train.init_from:
+        return initial.vae_of(config)
+    problem = f"the denoiser needs a VAE and {workdir} has none"
+    raise ValueError(f"train.stages: {problem}; put 'image_vae' and 'vae' before it, or set train.init_from")
+
+
+def latent_stats(config: ml_collections.ConfigDict, workdir: str) -> dict[str, np.ndarray]:
+    """{'latent_shift', 'latent_scale'}, float32 [c]: mean and 1 / std of each latent channel over training clips.
+
+    With train.init_from they are that file's: its denoiser knows latents at that scale. Else they are measured once,
+    over LATENT_STATS_CLIPS clips of the denoiser's own mixture of strides, and kept beside the VAE's checkpoints in
+    latent_stats.json.
+    """
+    if config.train.init_from:
+        return initial.latent_stats_of(config)
+    stage = vae_stage(workdir)
+    path = os.path.join(os.path.abspath(workdir), stage, LATENT_STATS_FILE)
+    step = checkpoint.latest_step(workdir, stage)
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            saved = json.load(file)
+        if saved["step"] == step:
+            return {name: np.asarray(saved[name], np.float32) for name in ("latent_shift", "latent_scale")}
+    vae = _vae_of(config, workdir)
+    networks = networks_lib.build(config, config.train.denoiser.dtype)
+    moments = jax.jit(lambda params, frames: tasks.latent_moments(networks, params, frames))
+    size = config.train.denoiser.batch_size
+    iterator = pipeline.make_iterator(config, "train", "denoiser", seed=config.seed)
+    try:
+        sums = [moments(vae, next(iterator)["frames"]) for _ in range(max(1, LATENT_STATS_CLIPS // size))]
+    finally:
+        iterator.close()
+    mean, square = (np.mean(np.asarray(x, np.float64), axis=0) for x in zip(*jax.device_get(sums)))
+    deviation = np.sqrt(np.maximum(square - mean**2, 1e-12))
+    stats = dict(latent_shift=mean.tolist(), latent_scale=(1.0 / deviation).tolist())
+    if jax.process_index() == 0:
+        files.write_json(path, dict(stats, step=step, clips=len(sums) * size))
+    metrics.say(f"{stage}: latent mean {np.round(mean, 3).tolist()}, std {np.round(deviation, 3).tolist()}")
+    return {name: np.asarray(value, np.float32) for name, value in stats.items()}
+
+
+def frozen_of(config: ml_collections.ConfigDict, workdir: str, stage: str) -> dict[str, Any]:
+    """What a stage's loss reads beside its parameters: a denoiser's, the finished VAE and its latents' scale; a VAE's,
+    LPIPS where it trains with it."""
+    if section_of(stage) not in ("image_denoiser", "denoiser"):
+        return perceptual.frozen(config)
+    return dict(vae=_vae_of(config, workdir), **latent_stats(config, workdir))
+
+
+def stage_before(workdir: str, stage: str) -> str:
+    """The stage whose EMA this one starts from: its image stage, or the level above; '' if it was not trained."""
+    level = int(stage.removeprefix("denoiser_")) if stage.startswith("denoiser_") else 0
+    if level > 0:
+        before = f"denoiser_{level - 1}"
+    else:
+        before = {"vae": "image_vae", "denoiser": "image_denoiser"}.get(section_of(stage), "")
+    return before if before and checkpoint.latest_step(workdir, before) is not None else ""
+
+
+def is_pretrained(config: ml_collections.ConfigDict, workdir: str, stage: str) -> bool:
+    """Whether some of the stage's layers were trained before it."""
+    return bool(config.train.init_from or stage_before(workdir, stage))
+
+
+def first_params(config: ml_collections.ConfigDict, workdir: str, stage: str) -> Any:
+    """The EMA of the stage before, else the weights of train.init_from, else None."""
+    before = stage_before(workdir, stage)
+    if before:
+        metrics.say(f"{stage}: starts from the EMA of {before}")
+        return checkpoint.restore_ema(workdir, before)
+    if config.train.init_from:
+        return initial.params_of(config, stage, section_of(stage))
+    return None
