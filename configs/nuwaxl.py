@@ -34,6 +34,9 @@ def _parts(config: ml_collections.ConfigDict) -> None:
         num_res_blocks=2,
         latent_channels=4,
         loss="l1",
+        perceptual_weight=1.0,  # needs vae.lpips_weights; without the file the run goes on, labelled lpips: none
+        gan_weight=0.5,
+        gan_start=(0, 10_000),  # [ours]: the temporal layers settle first
         kl_weight=2.1e-8,  # 1e-6 of sums, as latent diffusion writes it
     )
     config.unet.update(

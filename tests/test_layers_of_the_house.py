@@ -48,7 +48,8 @@ OWNERS = {
     "orbax": {"training.checkpoint"},
     "clu": {"training.metrics"},
     "tensorboardX": {"training.metrics"},
-    "safetensors": {"weights", "importing.tensors"},
+    "safetensors": {"weights", "importing.tensors", "data.clip_bpe"},
+    "tokenizers": {"data.clip_bpe"},
     "absl": {"main", "data.pipeline"},
 }
 NEVER = {"pickle", "cPickle", "dill", "joblib", "torch", "tensorflow"}

@@ -235,6 +235,8 @@ _FREE_PREFIXES = (
     "mesh.",
     "sampler.",
     "vae.lpips_weights",
+    "text.vocabulary",
+    "train.init_from",
     "eval.",
     "data.num_workers",
     "data.num_threads",

@@ -4,6 +4,10 @@ A run that asks for LPIPS (vae.perceptual_weight above 0) and names no weights t
 stderr, and `vae.lpips_sha256` becomes "none" in its config: so in <workdir>/config.json, in every checkpoint and in
 exported weights, whose card has `lpips` too. Each line of its metrics holds `lpips_none`. With weights the field
 becomes their hash. So nobody takes a run of one kind for the other, and none is resumed as the other.
+
+The file is made from the `lpips` package, once:
+
+    safetensors.torch.save_model(lpips.LPIPS(net="vgg"), "lpips_vgg.safetensors")
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ trains more than the parameters (`vae_objective`, `steps`).
 """
 
 import dataclasses
-from typing import Any, Callable, Protocol
+from typing import Any, Protocol
 
 from flax import traverse_util
 import jax
@@ -126,7 +126,7 @@ class VAETask:
         values |= dict(kl=metrics.average(kl), psnr=metrics.average(psnr))
         return recon + self.kl_weight * kl, values
 
-    def _last_layer(self, params: Any, z: jax.Array) -> tuple[Callable[[jax.Array], jax.Array], jax.Array]:
+    def _last_layer(self, params: Any, z: jax.Array) -> vae_objective.LastLayer:
         """(W -> x' [B*l, H, W, 3], W), all else without gradient; W the decoder's last spatial kernel.
 
         In videos too, where a temporal convolution follows it [ours].

@@ -22,6 +22,7 @@ exported weights hold them.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, Callable, Mapping
 
 import jax
@@ -39,6 +40,7 @@ _EPSILON = 1e-4  # of lambda's denominator
 _LARGEST = 1e4  # lambda, for sums over pixel values
 
 Values = dict[str, metrics.Average]
+LastLayer = tuple[Callable[[jax.Array], jax.Array], jax.Array]  # (W -> x', W), all else without gradient
 
 
 def hinge(real: jax.Array, made: jax.Array) -> jax.Array:
@@ -124,13 +126,22 @@ class VAEObjective:
             values["lpips"] = metrics.average(distance)
         return total * jnp.exp(-logvar) + logvar, values
 
-    def _play(self, params: Any, made: jax.Array, real: jax.Array) -> dict[str, jax.Array]:
-        """g, dg/dx', d, and the mean logits. Only d has a gradient by the discriminator's params."""
+    def _play(
+        self, params: Any, made: jax.Array, real: jax.Array, by_nll: jax.Array, last_layer: LastLayer
+    ) -> dict[str, jax.Array]:
+        """g, dg/dx', lambda given dnll/dx', d and the mean logits; of these d alone has a gradient, by params.
+
+        lambda costs one more forward pass of the decoder.
+        """
         fixed = jax.lax.stop_gradient(params)
         logits = lambda tree, frames: self.discriminator.apply({"params": tree}, frames)  # noqa: E731
         g, by_made = jax.value_and_grad(lambda frames: -jnp.mean(logits(fixed, frames)))(made)
         on_real, on_made = logits(params, real), logits(params, made)
-        return dict(g=g, by_made=by_made, d=hinge(on_real, on_made), real=jnp.mean(on_real), made=jnp.mean(on_made))
+        through, kernel = last_layer
+        _, pull = jax.vjp(through, kernel)
+        weight = adaptive_weight(pull(by_nll), pull(by_made), _LARGEST / (real.size // real.shape[0]))
+        out = dict(g=g, by_made=by_made, weight=weight, d=hinge(on_real, on_made))
+        return out | dict(real=jnp.mean(on_real), made=jnp.mean(on_made))
 
     def loss(
         self,
@@ -138,7 +149,7 @@ class VAEObjective:
         real: jax.Array,
         trained: Any,
         frozen: Mapping[str, Any],
-        last_layer: tuple[Callable[[jax.Array], jax.Array], jax.Array],
+        last_layer: LastLayer,
     ) -> tuple[jax.Array, Values]:
         """(nll + w_g lambda g, metrics); its gradient by the discriminator is that of d.
 
@@ -149,7 +160,7 @@ class VAEObjective:
           real: x, likewise.
           trained: `init`'s params; {} without any.
           frozen: 'lpips' with LPIPS; 'step', the finished ones, with a discriminator.
-          last_layer: (W -> x', W).
+          last_layer: see `LastLayer`.
         """
         frames = jax.lax.stop_gradient(made)
         logvar = trained.get("logvar", jnp.zeros(()))
@@ -163,14 +174,11 @@ class VAEObjective:
             total = _attach(total, logvar, by_logvar)
         if self.discriminator is not None:
             started = frozen["step"] >= self.gan_start
-            inputs = trained["discriminator"], frames, real
-            nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(self._play, *inputs))
-            game = jax.lax.cond(started, self._play, lambda *_: nothing, *inputs)
-            through, kernel = last_layer
-            _, pull = jax.vjp(through, kernel)
-            largest = _LARGEST / (real.size // real.shape[0])
-            weight = adaptive_weight(pull(by_made), pull(game["by_made"]), largest)
-            weight = jax.lax.stop_gradient(jnp.where(started, weight, 0.0))
+            inputs = trained["discriminator"], frames, real, by_made
+            play = functools.partial(self._play, last_layer=last_layer)
+            nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(play, *inputs))
+            game = jax.lax.cond(started, play, lambda *_: nothing, *inputs)
+            weight = game["weight"]
             by_made += self.gan_weight * weight * game["by_made"]
             # d adds its gradient to the sum and nothing to its value.
             total += self.gan_weight * weight * game["g"] + (game["d"] - jax.lax.stop_gradient(game["d"]))

@@ -3,13 +3,17 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 from nuwaxl_jax import video_io
+from nuwaxl_jax import weights as weights_lib
+from nuwaxl_jax.training import export
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = f"--config={ROOT}/configs/toons.py:tiny"
@@ -108,6 +112,30 @@ def test_evaluation_goes_on_where_it_stopped(workdir):
 
 
 @pytest.mark.slow
+def test_new_layers_alone_learn_from_given_weights(workdir, tmp_path):
+    weights, run = tmp_path / "start.safetensors", tmp_path / "run"
+    assert _command("--mode=export", f"--workdir={workdir}", f"--weights={weights}").returncode == 0
+    done = _command(
+        "--mode=train",
+        CONFIG,
+        f"--workdir={run}",
+        f"--config.train.init_from={weights}",
+        "--config.train.stages=('denoiser',)",
+        "--config.train.denoiser.trainable=new",
+        "--config.train.denoiser.num_steps=2",
+        "--config.train.denoiser.ema_decay=0.0",
+    )
+    assert done.returncode == 0 and f"starts from {weights}" in done.stdout, done.stderr[-2000:]
+    before, after = weights_lib.load(weights)[0], export.bundle_from_workdir(str(run))[0]
+    same = lambda one, other: jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), one, other)
+    assert jax.tree.all(same(before["vae"], after["vae"]))
+    np.testing.assert_array_equal(before["latent_scale"], after["latent_scale"])
+    kept = jax.tree_util.tree_leaves_with_path(same(before["denoisers"][0], after["denoisers"][0]))
+    new = {jax.tree_util.keystr(path) for path, is_same in kept if not is_same}
+    assert new and all(re.search("temporal|injection|cond_down|level_embedding", name) for name in new)
+
+
+@pytest.mark.slow
 def test_a_second_train_command_skips_what_is_finished(workdir):
     done = _command("--mode=train", CONFIG, f"--workdir={workdir}")
     assert done.returncode == 0 and done.stdout.count("skipped") + done.stderr.count("skipped") == 4
@@ -121,6 +149,10 @@ def test_a_second_train_command_skips_what_is_finished(workdir):
         (["--mode=train", f"{CONFIG[:-4]}huge"], "huge"),
         (["--mode=train", "--config=configs/none.py"], "none.py"),
         (["--mode=sample"], "--story"),
+        (["--mode=import"], "--weights"),
+        (["--mode=import", "--weights=w.safetensors"], "--source"),
+        (["--mode=import", "--source=none", "--dry_run"], "none: does not exist"),
+        (["--mode=export", "--layout=diffusers"], "--out"),
         (["--mode=sample", "--story=none.txt"], "none.txt"),
         (["--mode=dance"], "mode"),
         (["--mode=sample", "--story=README.md", "--weights=none.safetensors"], "none.safetensors"),

@@ -17,8 +17,17 @@ HALF = jnp.bfloat16
 STEP = 2.0**-8  # relative distance of neighbouring bfloat16 numbers, at most twice this
 
 
-def _perturbed(params):
-    return jax.tree.map(lambda p: p + 0.05 * jnp.sin(1.0 + jnp.arange(p.size)).reshape(p.shape), params)
+def _filled(init, *inputs):
+    """Parameters of `init`'s tree with no zeros: every branch speaks. No compilation."""
+    rng = np.random.default_rng(0)
+
+    def fill(leaf):
+        values = rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
+        return jnp.asarray(values + (leaf.ndim == 1), jnp.float32)
+
+    params = jax.eval_shape(init, jax.random.key(0), *inputs)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+    return jax.tree.map(fill, params)
 
 
 def _relative(one, other):
@@ -34,7 +43,7 @@ def _rounded(x):
     return float(jnp.mean(x == x.astype(HALF).astype(jnp.float32)))
 
 
-UNET = dict(out_channels=3, channels=16, channel_mults=(1, 2), num_heads=2, prompt_levels=(True, True), num_levels=2)
+UNET = dict(out_channels=3, channels=16, channel_mults=(1,), num_heads=2, prompt_levels=(True,), num_levels=2)
 VAE = dict(channels=8, channel_mults=(1, 2), latent_channels=3)
 TEXT = dict(vocab_size=32, max_tokens=8, width=16, num_layers=2, num_heads=2)
 
@@ -47,21 +56,27 @@ def _unet_inputs():
     return x_t, jnp.array([3, 700]), text, cond * mask, mask, jnp.array([0, 1])
 
 
+def _video():
+    return jax.random.uniform(jax.random.key(7), (1, 3, 8, 8, 3), minval=-1.0)
+
+
+def _tokens():
+    return jax.random.randint(jax.random.key(1), (6, 8), 0, 32)
+
+
 @pytest.mark.parametrize(
-    "module,fields,inputs,tolerance",
+    "module,fields,inputs,rounded",
     [
-        (mtd_unet.MTDUNet, UNET, _unet_inputs, 0.03),
-        (tklvae.TKLVAE, VAE, lambda: (jax.random.uniform(jax.random.key(7), (1, 3, 8, 8, 3), minval=-1.0),), 0.03),
-        (text_encoder.TextEncoder, TEXT, lambda: (jax.random.randint(jax.random.key(1), (6, 8), 0, 32),), 0.03),
+        (mtd_unet.MTDUNet, UNET, _unet_inputs, 0.05),
+        (tklvae.TKLVAE, VAE, lambda: (_video(),), 0.05),
+        (text_encoder.TextEncoder, TEXT, lambda: (_tokens(),), 1.0),
     ],
 )
-def test_networks_stay_near_float32(module, fields, inputs, tolerance):
-    """Parameters, outputs and gradients are float32; outputs within `tolerance`, gradients within three times that."""
+def test_networks_stay_near_float32(module, fields, inputs, rounded):
+    """Parameters, outputs and gradients are float32, and near; predictions, pixels and posteriors are not rounded."""
     exact, half = (module(**fields, dtype=dtype) for dtype in (jnp.float32, HALF))
     inputs = inputs()
-    params = jax.jit(half.init)(jax.random.key(1), *inputs)
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
-    params = _perturbed(params)
+    params = _filled(half.init, *inputs)
 
     def run(network):
         def loss(params):
@@ -74,24 +89,15 @@ def test_networks_stay_near_float32(module, fields, inputs, tolerance):
     (out, gradient), (wanted, wanted_gradient) = run(half), run(exact)
     for leaf in jax.tree.leaves((out, gradient)):
         assert leaf.dtype == jnp.float32 and bool(jnp.isfinite(leaf).all())
+    assert max(map(_rounded, jax.tree.leaves(out))) <= rounded
     error, gradient_error = _relative(out, wanted), _relative(gradient, wanted_gradient)
-    assert 1e-4 < error < tolerance and gradient_error < 3 * tolerance, (error, gradient_error)
-
-
-def test_predictions_pixels_and_posteriors_are_not_rounded_to_bfloat16():
-    unet, vae = mtd_unet.MTDUNet(**UNET, dtype=HALF), tklvae.TKLVAE(**VAE, dtype=HALF)
-    inputs, video = _unet_inputs(), jax.random.uniform(jax.random.key(7), (1, 3, 8, 8, 3), minval=-1.0)
-    params = _perturbed(jax.jit(unet.init)(jax.random.key(1), *inputs))
-    assert _rounded(jax.jit(unet.apply)(params, *inputs)) < 0.05
-    params = _perturbed(jax.jit(vae.init)(jax.random.key(1), video))
-    for out in jax.jit(vae.apply)(params, video):
-        assert _rounded(out) < 0.05
+    assert 1e-4 < error < 0.03 and gradient_error < 0.1, (error, gradient_error)
 
 
 def test_time_is_embedded_in_float32():
     """In bfloat16 the steps 996 to 1000 would be one number."""
     exact, half = (mtd_unet.MTDUNet(**UNET, dtype=dtype) for dtype in (jnp.float32, HALF))
-    params = exact.init(jax.random.key(1), *_unet_inputs())
+    params = _filled(exact.init, *_unet_inputs())
     t = jnp.arange(996, 1001)
     embedded = half.apply(params, t, method="_time")
     np.testing.assert_array_equal(embedded, exact.apply(params, t, method="_time"))
@@ -147,7 +153,7 @@ def test_softmax_is_taken_in_float32():
 
 
 @pytest.mark.parametrize("stage", ["vae", "denoiser"])
-def test_a_training_loss_and_its_gradient_are_float32_and_near(toons_presets, stage):
+def test_a_training_loss_is_near_and_it_and_its_gradient_are_float32(toons_presets, stage):
     config = toons_presets.get_config("tiny")
     rng = np.random.default_rng(0)
     batch = dict(
@@ -156,19 +162,20 @@ def test_a_training_loss_and_its_gradient_are_float32_and_near(toons_presets, st
         level=jnp.array([0, 1], jnp.int32),
     )
     networks = networks_lib.build(config)
-    vae = _perturbed(jax.jit(networks.init_vae)(jax.random.key(0)))
-    latent = jnp.ones(networks.latent_shape[-1])
+    vae, latent = _filled(networks.init_vae), jnp.ones(networks.latent_shape[-1])
     frozen = None if stage == "vae" else dict(vae=vae, latent_shift=0.0 * latent, latent_scale=latent)
-    params = vae if stage == "vae" else _perturbed(jax.jit(networks.init_denoiser)(jax.random.key(1)))
-    results = []
+    params = vae if stage == "vae" else _filled(networks.init_denoiser)
+    losses = []
     for dtype in ("float32", "bfloat16"):
         config.train[stage].dtype = dtype
         task = tasks.build(config, stage)
-        batch_of_stage = {name: batch[name] for name in task.fields}
-        keys = jax.random.split(jax.random.key(2), 2)
-        (loss, _), gradient = jax.jit(jax.value_and_grad(task.loss, has_aux=True))(params, frozen, batch_of_stage, keys)
-        assert loss.dtype == jnp.float32
-        assert all(g.dtype == jnp.float32 and bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradient))
-        results.append((float(loss), gradient))
-    (exact, wanted), (half, gradient) = results
-    assert abs(half / exact - 1) < 0.02 and _relative(gradient, wanted) < 0.1
+        arguments = (
+            params,
+            frozen,
+            {name: batch[name] for name in task.fields},
+            jax.random.split(jax.random.key(2), 2),
+        )
+        for leaf in jax.tree.leaves(jax.eval_shape(jax.grad(lambda *a: task.loss(*a)[0]), *arguments)):
+            assert leaf.dtype == jnp.float32
+        losses.append(jax.jit(task.loss)(*arguments)[0])
+    assert losses[1].dtype == jnp.float32 and 0 < abs(float(losses[1] / losses[0]) - 1) < 0.02

@@ -41,6 +41,7 @@ def test_the_smallest_frame_leaves_one_logit_and_a_smaller_one_is_refused():
         module.init(jax.random.key(0), _frames(1, 11))
 
 
+@pytest.mark.parity
 def test_equals_the_same_layers_in_torch():
     torch = pytest.importorskip("torch")
     module, frames = discriminator.PatchDiscriminator(8, 3), _frames(2, 40)

@@ -103,6 +103,7 @@ def _compare(theirs, state, channels):
     assert wanted.min() > 0.01
 
 
+@pytest.mark.parity
 def test_equals_the_formula_in_torch():
     """VGG16 and the distance in torch's own operators, with torch's layout of the same tensors."""
     torch = pytest.importorskip("torch")
@@ -130,6 +131,7 @@ def test_equals_the_formula_in_torch():
     _compare(theirs, state, channels)
 
 
+@pytest.mark.parity
 def test_equals_the_lpips_package():
     """The package's own network at full size, its weights random.
 

@@ -14,15 +14,22 @@ from nuwaxl_jax.models import tklvae
 POLICIES = ("products", "blocks")
 
 
-def _networks(presets, policy, dtype="float32"):
+def _networks(presets, policy):
     config = presets.get_config("tiny")
+    config.unet.update(channel_mults=(1,), prompt_levels=(True,))
     config.unet.remat = config.vae.remat = policy
-    return networks_lib.build(config_lib.validate(config), dtype)
+    return networks_lib.build(config_lib.validate(config))
 
 
-def _perturbed(params):
-    """No zeros left: every branch speaks."""
-    return jax.tree.map(lambda p: p + 0.1 * jnp.sin(1.0 + jnp.arange(p.size)).reshape(p.shape), params)
+def _filled(init):
+    """Parameters of `init`'s tree with no zeros: every branch speaks. No compilation."""
+    rng = np.random.default_rng(0)
+
+    def fill(leaf):
+        values = rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
+        return jnp.asarray(values + (leaf.ndim == 1), jnp.float32)
+
+    return jax.tree.map(fill, jax.eval_shape(init, jax.random.key(0)))
 
 
 def _denoiser_inputs(networks, length=4):
@@ -77,76 +84,55 @@ def _loss_and_gradient(function, params):
 
 @pytest.fixture(scope="module")
 def plain(toons_presets):
-    """name -> (parameters, output, gradient, bytes kept) without rematerialisation."""
-    results = {}
-    for name, (function, init) in _functions(_networks(toons_presets, "none")).items():
-        params = _perturbed(jax.jit(init)(jax.random.key(0)))
-        results[name] = (params, *_loss_and_gradient(function, params), _kept_bytes(function, params))
-    return results
+    """Without rematerialisation: name -> (parameters, function)."""
+    functions = _functions(_networks(toons_presets, "none"))
+    return {name: (_filled(init), function) for name, (function, init) in functions.items()}
 
 
-@pytest.mark.parametrize("name", ["denoiser", "image_denoiser", "vae"])
-@pytest.mark.parametrize("policy", POLICIES)
-def test_same_outputs_bit_for_bit_and_same_gradients(toons_presets, plain, policy, name):
-    params, out, gradient, _ = plain[name]
-    function, init = _functions(_networks(toons_presets, policy))[name]
-    new = jax.jit(init)(jax.random.key(0))
-    assert jax.tree.structure(new) == jax.tree.structure(params)
-    jax.tree.map(lambda one, other: np.testing.assert_array_equal(one, other), _perturbed(new), params)
-    remat_out, remat_gradient = _loss_and_gradient(function, params)
-    np.testing.assert_array_equal(remat_out, out)
+@pytest.mark.parametrize("name", ["denoiser", "vae"])
+def test_the_gradient_is_the_same_up_to_the_order_of_sums(toons_presets, plain, name):
+    params, function = plain[name]
+    out, gradient = _loss_and_gradient(function, params)
     scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradient))
-    assert scale > 0
-    jax.tree.map(
-        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6 * scale),
-        remat_gradient,
-        gradient,
-    )
+    assert scale > 1e-3
+    for policy in POLICIES:
+        remat_out, remat_gradient = _loss_and_gradient(_functions(_networks(toons_presets, policy))[name][0], params)
+        np.testing.assert_allclose(remat_out, out, atol=1e-5)
+        for one, other in zip(jax.tree.leaves(remat_gradient), jax.tree.leaves(gradient)):
+            np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4 * scale)
 
 
 @pytest.mark.parametrize(
     "name,products,blocks", [("denoiser", 0.7, 0.4), ("image_denoiser", 0.7, 0.4), ("vae", 0.8, 0.6)]
 )
 def test_less_is_kept_for_the_backward_pass(toons_presets, plain, name, products, blocks):
-    params, _, _, kept = plain[name]
+    params, function = plain[name]
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    kept = _kept_bytes(function, params)
     for policy, most in zip(POLICIES, (products, blocks)):
         function, _ = _functions(_networks(toons_presets, policy))[name]
         ratio = (_kept_bytes(function, params) - weights) / (kept - weights)
         assert ratio < most, (policy, ratio)
 
 
-def test_sampling_compiles_to_the_same_program(toons_presets):
-    def text(policy):
-        networks = _networks(toons_presets, policy)
-        inputs = _denoiser_inputs(networks)
-        params = jax.eval_shape(networks.init_denoiser, jax.random.key(0))
-        vae = jax.eval_shape(networks.init_vae, jax.random.key(0))
+@pytest.mark.parametrize("policy", POLICIES)
+def test_without_a_gradient_it_is_the_same_program(toons_presets, policy):
+    """So sampling costs nothing more, and its outputs are the same bit for bit."""
+
+    def program(networks):
+        params, vae = (jax.eval_shape(f, jax.random.key(0)) for f in (networks.init_denoiser, networks.init_vae))
 
         def sample(params, vae, x_t, t, text, cond, cond_mask, level):
             context = networks.context(params["unet"], text, cond, cond_mask, level)
             x0 = networks.denoise_segment(params["unet"], x_t, t, level, context)
-            return networks.decode(vae, x0)
+            return networks.encode(vae, networks.decode(vae, x0))
 
-        return jax.jit(sample).lower(params, vae, **inputs).compile().as_text()
+        return (params, vae), jax.jit(sample).lower(params, vae, **_denoiser_inputs(networks)).as_text()
 
-    def program(policy):
-        """Without the names of Python's functions."""
-        return [line.split(", metadata=")[0] for line in text(policy).splitlines()]
-
-    assert program("blocks") == program("none")
-
-
-@pytest.mark.parametrize("policy", POLICIES)
-def test_shipped_weights_and_checkpoints_fit(policy):
-    """Names, shapes and initial values at the default sizes are those without rematerialisation."""
-    config = config_lib.default()
-    trees = []
-    for chosen in ("none", policy):
-        config.unet.remat = config.vae.remat = chosen
-        networks = networks_lib.build(config)
-        trees.append([jax.eval_shape(init, jax.random.key(0)) for init in (networks.init_vae, networks.init_denoiser)])
-    assert trees[0] == trees[1]
+    tree, text = program(_networks(toons_presets, policy))
+    plain_tree, plain_text = program(_networks(toons_presets, "none"))
+    assert text == plain_text
+    assert tree == plain_tree  # names and shapes: weights and checkpoints of one policy serve every other
 
 
 def test_an_unknown_policy_is_refused():

@@ -71,6 +71,7 @@ def settings(**overrides):
         optimizer="adamw",
         learning_rate=1e-2,
         pretrained_lr_ratio=1.0,
+        trainable="",
         warmup_steps=2,
         lr_schedule="cosine",
         min_lr_ratio=0.1,

@@ -244,59 +244,107 @@ def test_a_mistake_is_one_line_that_names_the_field(toons_presets, fields, named
     assert message.startswith(f"config.{named}") and "\n" not in message and ";" in message
 
 
-class _StopAt(interrupts.Interrupt):
-    """Of each run in turn: told to stop when it has been asked `stops` times beside the two before the first step."""
-
-    stops: list[int] = []
+class Clips:
+    """Batch k is drawn from the seed k."""
 
     def __init__(self):
+        self.position = 0
+
+    def __next__(self):
+        rng = np.random.default_rng(self.position)
+        self.position += 1
+        frames = rng.integers(0, 256, (B, L, SIDE, SIDE, 3), dtype=np.uint8)
+        return {"frames": frames, "episode": np.arange(B)}
+
+    def get_state(self):
+        return {"next_batch": self.position}
+
+    def set_state(self, state):
+        self.position = state["next_batch"]
+
+
+class StopAfter(interrupts.Interrupt):
+    """Told to stop during step n (the loop asks once before the first)."""
+
+    def __init__(self, step):
         super().__init__()
-        self.left = self.stops.pop(0) + 2 if self.stops else None  # asked before the stage, and before its first step
+        self.left = step + 1
 
     def asked(self):
-        if self.left is None:
-            return False
         self.left -= 1
-        return self.left <= 0
+        return self.left == 0
+
+
+def test_a_run_with_a_discriminator_resumes_to_the_same_bytes(linear, tmp_path):
+    """Stopped before the start of the discriminator and after it; gradients accumulated."""
+
+    def train(workdir, interrupt):
+        optimizers = {"logvar": optax.adam(1e-2), "discriminator": optax.adam(1e-2, 0.5, 0.9)}
+        return loop.run_stage(
+            _task(perceptual=None, optimizers=optimizers),
+            {},
+            Clips(),
+            linear.settings(num_steps=5, log_every=1, accumulate=2),
+            str(workdir / "vae"),
+            mesh=partitioning.make_mesh(devices=jax.devices()[:1]),
+            seed=11,
+            config={},
+            interrupt=interrupt,
+        )
+
+    whole = train(tmp_path / "a", interrupts.Interrupt())
+    for step in (1, 2):
+        with pytest.raises(SystemExit):
+            train(tmp_path / "b", StopAfter(step))
+    resumed = train(tmp_path / "b", interrupts.Interrupt())
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(resumed), jax.device_get(whole))
+    assert whole.extra["opt_state"]["discriminator"][0].count == 3  # of its own steps
+    lines = [json.loads(line) for line in (tmp_path / "a" / "vae" / "metrics.jsonl").read_text().splitlines()]
+    assert [("gan_discriminator" in line) for line in lines] == [False, False, True, True, True]
+    # What sampling and export read holds the autoencoder alone.
+    averages = checkpoint.restore_ema(tmp_path / "a", "vae")
+    assert jax.tree.structure(averages) == jax.tree.structure(LinearVAE().init_vae(None))
+
+
+def _whole(toons_presets):
+    """The tiny preset with all of the objective, but for the weights of LPIPS."""
+    config = toons_presets.get_config("tiny")
+    config.vae.update(perceptual_weight=1.0, logvar="learned")
+    config.vae.update(gan_weight=0.5, gan_start=(1, 3), gan_channels=4, gan_layers=2)
+    return config_lib.validate_training(config)
+
+
+def test_both_stages_read_the_config_and_the_real_networks_last_layer(toons_presets):
+    config = _whole(toons_presets)
+    for stage, start, length in (("image_vae", 1, 1), ("vae", 3, 4)):
+        task = tasks.build(config, stage)
+        assert (task.objective.gan_start, task.objective.gan_weight) == (start, 0.5)
+        assert task.objective.lpips_missing and task.objective.perceptual is None
+        extra = jax.eval_shape(task.objective.init, jax.random.key(0))
+        params = jax.eval_shape(task.init, jax.random.key(0))
+        inputs = (params, extra["params"]), {"step": jnp.int32(0)}
+        batch = {"frames": jax.ShapeDtypeStruct((2, length, 16, 16, 3), jnp.uint8)}
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+        loss, values = jax.eval_shape(task.loss, *inputs, batch, keys)
+        assert loss.shape == () and {"gan_adaptive", "logvar", "lpips_none"} <= set(values)
 
 
 @pytest.mark.slow
-def test_a_run_with_a_discriminator_resumes_to_the_same_bytes_and_exports_none(
-    toons_presets, tmp_path, monkeypatch, capsys
+def test_a_real_run_is_labelled_where_it_lacks_lpips_and_keeps_the_discriminator_to_itself(
+    toons_presets, tmp_path, capsys
 ):
-    """Both VAE stages of the tiny preset, without the LPIPS asked for: whole, and stopped before and after a start."""
-    config = toons_presets.get_config("tiny")
-    config.vae.update(gan_weight=0.5, gan_start=(2, 1), gan_channels=4, gan_layers=2, logvar="learned")
-    config.vae.perceptual_weight = 1.0
-    config.train.stages = config_lib.VAE_STAGES
-    for stage in config_lib.VAE_STAGES:
-        config.train[stage].update(num_steps=4, batch_size=8, log_every=1)
-    config_lib.validate_training(config)
-    loop.train(config, str(tmp_path / "a"))
+    config = _whole(toons_presets)
+    config.train.stages = ("image_vae",)
+    config.train.image_vae.update(num_steps=2, batch_size=8, log_every=1)
+    loop.train(config, str(tmp_path))
     err = capsys.readouterr().err
     assert err.count("lpips: none. vae.perceptual_weight is 1.0 but vae.lpips_weights is empty") == 1
-    _StopAt.stops = [1, 2, 5]  # in step 1 and in step 3 of image_vae, in step 2 of vae
-    monkeypatch.setattr(interrupts, "Interrupt", _StopAt)
-    for _ in range(3):
-        with pytest.raises(SystemExit):
-            loop.train(config, str(tmp_path / "b"))
-    loop.train(config, str(tmp_path / "b"))
-    for stage in config_lib.VAE_STAGES:
-        metas = [_meta(tmp_path / run, stage) for run in "ab"]
-        assert metas[0]["fingerprints"] == metas[1]["fingerprints"]
-        names = set(metas[0]["fingerprints"]["state"])
-        assert "extra/params/logvar" in names and any("extra/opt_state/discriminator" in name for name in names)
-        assert all(name.startswith("params/") for name in metas[0]["fingerprints"]["ema"])
-        plain = state_lib.abstract(
-            tasks.build(toons_presets.get_config("tiny"), stage), optax.sgd(0.1), partitioning.make_mesh()
-        )
-        assert jax.tree.structure(checkpoint.restore_ema(tmp_path / "a", stage)) == jax.tree.structure(plain.params)
-        assert metas[0]["config"]["vae"]["lpips_sha256"] == "none"
-    lines = [json.loads(line) for line in (tmp_path / "a" / "image_vae" / "metrics.jsonl").read_text().splitlines()]
-    assert [("gan_discriminator" in line, line["lpips_none"]) for line in lines] == [(i >= 2, 1.0) for i in range(4)]
-    assert export.read_config(str(tmp_path / "a")).vae.lpips_sha256 == "none"
-
-
-def _meta(workdir, stage):
-    folder = pathlib.Path(checkpoint.stage_directory(workdir, stage))
-    return json.loads((folder / str(checkpoint.latest_step(workdir, stage)) / "meta" / "metadata").read_text())
+    step = pathlib.Path(checkpoint.stage_directory(tmp_path, "image_vae")) / "2"
+    meta = json.loads((step / "meta" / "metadata").read_text())
+    assert "extra/params/logvar" in meta["fingerprints"]["state"]
+    assert any("extra/opt_state/discriminator" in name for name in meta["fingerprints"]["state"])
+    assert all("extra" not in name for name in meta["fingerprints"]["ema"])
+    assert meta["config"]["vae"]["lpips_sha256"] == "none"
+    lines = [json.loads(line) for line in (tmp_path / "image_vae" / "metrics.jsonl").read_text().splitlines()]
+    assert [("gan_discriminator" in line, line["lpips_none"]) for line in lines] == [(False, 1.0), (True, 1.0)]
+    assert export.read_config(str(tmp_path)).vae.lpips_sha256 == "none"
