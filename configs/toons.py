@@ -31,10 +31,10 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
 
 def _quick(config: ml_collections.ConfigDict) -> None:
     """All stages, meant for 20 minutes on 2 cores: fewer steps."""
-    config.train.image_vae.update(num_steps=900)
+    config.train.image_vae.update(num_steps=800)
     config.train.vae.update(num_steps=60)
-    config.train.image_denoiser.update(num_steps=400, ema_decay=0.99)
-    config.train.denoiser.update(num_steps=400, ema_decay=0.99)
+    config.train.image_denoiser.update(num_steps=350, ema_decay=0.99)
+    config.train.denoiser.update(num_steps=330, ema_decay=0.99)
 
 
 def _small(config: ml_collections.ConfigDict) -> None:

@@ -67,6 +67,13 @@ flags.DEFINE_string(
 )
 flags.DEFINE_list("parts", [], "--mode=compile: beginnings of program names (train/vae,sample,decode); none = all.")
 flags.DEFINE_integer("prompts", 1, "--mode=compile: different prompts of the story sampled.", lower_bound=1)
+flags.DEFINE_float(
+    "effort",
+    0.0,
+    "--mode=compile: of the compiler; -1 is fast and overstates memory.",
+    lower_bound=-1.0,
+    upper_bound=1.0,
+)
 flags.DEFINE_float("hbm_gib", 0.0, "--mode=compile: memory a device that may be used; 0 = all it has.", lower_bound=0.0)
 flags.DEFINE_integer("level", 0, "--mode=export with another layout: whose denoiser, one a level.", lower_bound=0)
 config_flags.DEFINE_config_file(
@@ -175,6 +182,7 @@ def _compile() -> None:
         num_frames=FLAGS.frames,
         num_prompts=FLAGS.prompts,
         hbm_gib=FLAGS.hbm_gib,
+        effort=FLAGS.effort,
         out=FLAGS.out,
     )
 

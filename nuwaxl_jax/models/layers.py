@@ -164,6 +164,18 @@ def plain_attention(
     return out.reshape(*q.shape[:-1], q.shape[-1]).astype(q.dtype)
 
 
+def chunked_attention(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int, chunk: int = 256) -> jax.Array:
+    """`attention`, `chunk` queries after another, their scores anew in the backward pass; chunk divides Q."""
+
+    @jax.checkpoint
+    def part(some: jax.Array) -> jax.Array:
+        return plain_attention(some, k, v, num_heads)
+
+    *lead, queries, channels = q.shape
+    parts = jnp.moveaxis(q.reshape(*lead, queries // chunk, chunk, channels), -3, 0)  # [Q / chunk, ..., chunk, c]
+    return jnp.moveaxis(jax.lax.map(part, parts), 0, -3).reshape(q.shape)
+
+
 def cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int) -> jax.Array:
     """`attention` by cuDNN's flash kernel, which never holds the scores; see `_suits_cudnn`."""
     flat = (x.reshape(-1, x.shape[-2], num_heads, x.shape[-1] // num_heads) for x in (q, k, v))  # [N, n, heads, d]
@@ -186,17 +198,22 @@ def _has_cudnn() -> bool:
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int, mask: jax.Array | None = None) -> jax.Array:
     """Multi-head attention of `q [..., Q, c]` to `k, v [..., K, c]`, in the formulation for the platform.
 
-    On NVIDIA GPUs, in half precision, unmasked and from 64 tokens on, cuDNN's; else `plain_attention`. On TPUs that is
-    all `jax.nn.dot_product_attention` does, and the Pallas kernel takes sequences in multiples of 128 alone: no 16
-    frames, no 77 words. The platform is the one a program is lowered for, not the one that JAX runs on.
+    On NVIDIA GPUs, in half precision, unmasked and from 64 tokens on, cuDNN's; else `plain_attention`, and from 1024
+    tokens on by chunks: a third of its memory, half its time with gradient on CPU (experiments/speed/remat.md). On
+    TPUs `jax.nn.dot_product_attention` does no more, and the Pallas kernel takes sequences in multiples of 128 alone:
+    no 16 frames, no 77 words. The platform is the one a program is lowered for, not the one that JAX runs on.
 
     Args:
       mask: boolean, broadcastable to `[..., heads, Q, K]`; False keys are not seen.
     """
-    if mask is None and _suits_cudnn(q, k, num_heads) and _has_cudnn():
-        cuda, default = (functools.partial(f, num_heads=num_heads) for f in (cudnn_attention, plain_attention))
+    if mask is not None:
+        return plain_attention(q, k, v, num_heads, mask)
+    long = q.shape[-2] * k.shape[-2] >= 2**20 and q.shape[-2] % 256 == 0
+    default = functools.partial(chunked_attention if long else plain_attention, num_heads=num_heads)
+    if _suits_cudnn(q, k, num_heads) and _has_cudnn():
+        cuda = functools.partial(cudnn_attention, num_heads=num_heads)
         return jax.lax.platform_dependent(q, k, v, cuda=cuda, default=default)
-    return plain_attention(q, k, v, num_heads, mask)
+    return default(q, k, v)
 
 
 class SelfAttention(nn.Module):

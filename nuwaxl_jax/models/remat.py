@@ -6,6 +6,8 @@
     blocks    of a block its inputs alone; all of it is computed anew, about one forward pass more
 
 No policy changes a parameter, its name or a result, and where no gradient is taken the compiled program is the same.
+XLA:CPU finds the second computation equal to the first and keeps that instead: nothing is gained there
+(experiments/speed/remat.md).
 """
 
 from __future__ import annotations

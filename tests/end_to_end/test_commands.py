@@ -88,6 +88,7 @@ def test_sliding_window_by_flag_and_another_handover_than_trained_is_refused(wor
     assert refused.returncode == 2 and "trained with 'latent', not 'pixel'" in refused.stderr
 
 
+@pytest.mark.slow
 def test_evaluation_goes_on_where_it_stopped(workdir):
     evaluate = ("--mode=eval", f"--workdir={workdir}", "--stories=1")
     done = _command(*evaluate)

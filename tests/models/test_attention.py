@@ -81,6 +81,29 @@ def test_the_platform_lowered_for_decides_and_not_the_one_jax_runs_on(monkeypatc
     np.testing.assert_array_equal(chosen, plain)
 
 
+def test_long_sequences_go_by_chunks_to_the_same_result():
+    q, k, v = _inputs(jnp.float32, queries=96, keys=40)
+
+    def loss(attention, *arrays):
+        out = attention(*arrays, 4)
+        return jnp.sum(jnp.sin(jnp.arange(out.size)).reshape(out.shape) * out), out
+
+    chunked = functools.partial(layers.chunked_attention, chunk=32)
+    (ours, plain) = (
+        jax.value_and_grad(functools.partial(loss, f), argnums=(0, 1, 2), has_aux=True)(q, k, v)
+        for f in (chunked, layers.plain_attention)
+    )
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(plain)):
+        np.testing.assert_allclose(one, other, atol=2e-5 * float(jnp.abs(other).max()))
+
+    def text(queries, keys):
+        return str(jax.make_jaxpr(lambda *a: layers.attention(*a, 4))(*_inputs(jnp.float32, queries, keys, 8)))
+
+    assert "scan" in text(1024, 1024)  # 32 x 32 latents
+    for queries, keys in ((256, 256), (1024, 77), (16, 16), (1025, 1025)):
+        assert "scan" not in text(queries, keys)
+
+
 @pytest.mark.skipif(not layers._has_cudnn(), reason="needs an NVIDIA GPU")
 def test_cudnns_is_the_plain_one():
     q, k, v = _inputs(jnp.bfloat16, queries=256, keys=77, channels=160)

@@ -1,0 +1,1 @@
+"""What a config costs on given devices, read off its compiled programs before any of them runs."""
