@@ -28,6 +28,13 @@ def pytest_unconfigure(config):
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _programs_go_with_their_module():
+    """A worker that kept every compiled program would hold several GiB at the end."""
+    yield
+    jax.clear_caches()
+
+
 def load_presets():
     """The module configs/toons.py."""
     path = pathlib.Path(__file__).resolve().parents[1] / "configs" / "toons.py"

@@ -1,7 +1,7 @@
 """What the paper-sized presets cost on TPU slices, read off programs compiled without one.
 
     pip install '.[tpu]'
-    python experiments/pod_cost/run.py [--only=paper128/v5e-16] [--again] [--table]
+    python experiments/pod_cost/run.py [--only=paper128/v5e-16] [--effort=-1] [--again] [--table]
 
 A row is one program of one preset on one slice, compiled in a process of its own by `--mode=compile`; finished rows are
 kept in results.json beside this file, so the command goes on where it stopped. `--table` prints the table alone.
@@ -62,12 +62,12 @@ def rows() -> dict[str, tuple[str, str, str, tuple[str, ...]]]:
     return out
 
 
-def _compile(preset: str, name: str, program: str, overrides: tuple[str, ...]) -> dict:
+def _compile(preset: str, name: str, program: str, overrides: tuple[str, ...], effort: float) -> dict:
     """The report of one row; {'error': ...} where the command refused."""
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / "cost.json"
         command = [
-            *(sys.executable, "-m", "nuwaxl_jax.main", "--mode=compile", f"--out={out}"),
+            *(sys.executable, "-m", "nuwaxl_jax.main", "--mode=compile", f"--out={out}", f"--effort={effort}"),
             *(f"--config={ROOT}/configs/nuwaxl.py:{preset}", f"--topology={name}", f"--parts={program}"),
             *(f"--config.{override}" for override in overrides),
         ]
@@ -77,7 +77,12 @@ def _compile(preset: str, name: str, program: str, overrides: tuple[str, ...]) -
         record = json.loads(out.read_text())
     [row] = record["programs"]
     shown = dict(
-        preset=preset, slice=name, chips=record["chips"], overrides=list(overrides), versions=record["versions"]
+        effort=effort,
+        preset=preset,
+        slice=name,
+        chips=record["chips"],
+        overrides=list(overrides),
+        versions=record["versions"],
     )
     return shown | row
 
@@ -98,6 +103,7 @@ def table(results: dict[str, dict]) -> str:
             continue
         memory = row["memory"]
         verdict = f"{report.gib(memory['total'])} of {report.gib(row['limit'])}"
+        verdict += " (low effort)" if row["effort"] < 0 else ""
         verdict = verdict if row["fits"] else f"**{verdict}: does not fit**"
         kinds = f"{report.gib(memory['arguments'])}, {report.gib(memory.get('temporaries'))}"
         work = f"{report.count(row['flops'])}FLOP" if "flops" in row else "not compiled"
@@ -110,6 +116,7 @@ def table(results: dict[str, dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="rows whose label holds this")
+    parser.add_argument("--effort", type=float, default=0.0, help="of the compiler; -1 is fast and overstates memory")
     parser.add_argument("--again", action="store_true", help="compile finished rows again")
     parser.add_argument("--table", action="store_true", help="print the table of the finished rows alone")
     arguments = parser.parse_args()
@@ -117,7 +124,7 @@ def main() -> None:
     for label, row in rows().items():
         if arguments.table or arguments.only not in label or (label in results and not arguments.again):
             continue
-        results[label] = _compile(*row)
+        results[label] = _compile(*row, arguments.effort)
         files.write_json(RESULTS, results)
         print(report.text(results[label]).replace("\n", f"\n{'':8}"), flush=True)
     print(table(results))

@@ -369,7 +369,7 @@ def test_guidance_is_the_same_for_every_prediction_type():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (dict(method="euler"), r"method 'euler'.*'ddim', 'ddpm'"),
+        (dict(method="heun"), r"method 'heun'.*'ddim', 'ddpm'"),
         (dict(spacing="karras"), r"spacing 'karras'.*'leading', 'linspace', 'trailing'"),
         (dict(steps=0), r"steps is 0; it must lie in 1..1000"),
         (dict(steps=1001), r"steps is 1001"),
