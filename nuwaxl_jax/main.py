@@ -70,7 +70,7 @@ flags.DEFINE_integer("prompts", 1, "--mode=compile: different prompts of the sto
 flags.DEFINE_float(
     "effort",
     0.0,
-    "--mode=compile: of the compiler; -1 is fast and overstates memory.",
+    "--mode=compile: of the compiler, 0 is its default; below, it is meant to be quicker.",
     lower_bound=-1.0,
     upper_bound=1.0,
 )
