@@ -42,8 +42,8 @@ def run(
       num_frames: of the sampled video; 0 is the full tree.
       num_prompts: different ones of its story.
       hbm_gib: memory a device that may be used; 0 is the topology's.
-      effort: of the compiler, -1 to 1; 0 is its default. Below it compiling is meant to be quicker and memory is another:
-        how much, was not measured.
+      effort: of the compiler, -1 to 1; 0 is its default. Below it compiling is meant to be quicker and memory is
+        another: how much, was not measured.
 
     Raises:
       ValueError: an unknown topology or part, libtpu missing, or a mesh that is not of so many devices.
