@@ -4,7 +4,7 @@
 
 preset  what it is                                               on 2 CPU cores
 tiny    every part at its smallest, for tests                    seconds
-quick   from nothing to a recognisable video                     meant for 20 minutes, not timed yet
+quick   from nothing to a recognisable video                     17 minutes with --cpu_devices=2
 small   the shipped model (experiments/toons_small)              100 minutes with --cpu_devices=2
 """
 
@@ -30,7 +30,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
 
 
 def _quick(config: ml_collections.ConfigDict) -> None:
-    """All stages, meant for 20 minutes on 2 cores: fewer steps."""
+    """All stages in 17 minutes on 2 cores: fewer steps."""
     config.train.image_vae.update(num_steps=800)
     config.train.vae.update(num_steps=60)
     config.train.image_denoiser.update(num_steps=350, ema_decay=0.99)
