@@ -254,6 +254,17 @@ def _check_hierarchy(config: ml_collections.ConfigDict) -> None:
         "must be non-negative and not all zero",
         "0 leaves a level out of training",
     )
+    frames = window_frames(config)
+    if config.data.source == "toons":
+        _require(
+            config.data.episode_frames >= frames,
+            "data.episode_frames",
+            f"{config.data.episode_frames} is shorter than the window of {frames} frames",
+            "lengthen it or lower hierarchy.depth",
+        )
+
+
+def _check_sampler(config: ml_collections.ConfigDict) -> None:
     steps_max = config.diffusion.num_timesteps
     _require(
         all(1 <= s <= steps_max for s in (*config.sampler.steps, config.sampler.window_steps)),
@@ -261,7 +272,6 @@ def _check_hierarchy(config: ml_collections.ConfigDict) -> None:
         f"each, and window_steps, must be in 1..{steps_max}",
         "use fewer steps than diffusion.num_timesteps",
     )
-    frames = window_frames(config)
     sampler = config.sampler
     _require(0 <= sampler.eta <= 1, "sampler.eta", f"{sampler.eta} is not in 0..1", "0 is DDIM, 1 is ancestral")
     _require(
@@ -279,13 +289,6 @@ def _check_hierarchy(config: ml_collections.ConfigDict) -> None:
     for name in ("guidance_rescale", "threshold"):
         value = sampler[name]
         _require(0 <= value <= 1, f"sampler.{name}", f"{value} is not in 0..1", "0 turns it off")
-    if config.data.source == "toons":
-        _require(
-            config.data.episode_frames >= frames,
-            "data.episode_frames",
-            f"{config.data.episode_frames} is shorter than the window of {frames} frames",
-            "lengthen it or lower hierarchy.depth",
-        )
 
 
 def validate_training(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -361,6 +364,7 @@ def validate(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     _check_models(config)
     _check_objective(config)
     _check_hierarchy(config)
+    _check_sampler(config)
     for name in config.train.stages:
         _check_stage(config, name)
     return config

@@ -174,12 +174,7 @@ def build(config: ml_collections.ConfigDict, dtype: str = "float32") -> Networks
             out_channels=latent[-1], num_levels=config.hierarchy.depth if shared else 0, dtype=compute, **unet_fields
         ),
         text_encoder=text_encoder.TextEncoder(**text_fields, dtype=compute),
-        tokenizer=text_lib.make_tokenizer(
-            config.text.tokenizer,
-            vocab_size=config.text.vocab_size,
-            max_tokens=config.text.max_tokens,
-            vocabulary=config.text.vocabulary,
-        ),
+        tokenizer=text_lib.tokenizer_of(config.text),
         diffusion=gaussian.GaussianDiffusion.create(
             schedule=process.schedule,
             num_timesteps=process.num_timesteps,

@@ -260,12 +260,7 @@ def make_iterator(
         level_weights=tuple(config.data.level_weights),
         scattered=stage in config_rules.IMAGE_STAGES,
     )
-    tokenizer = text.make_tokenizer(
-        config.text.tokenizer,
-        vocab_size=config.text.vocab_size,
-        max_tokens=config.text.max_tokens,
-        vocabulary=config.text.vocabulary,
-    )
+    tokenizer = text.tokenizer_of(config.text)
     lengths = np.array([source.num_frames(i) for i in range(len(source))], np.int64)
     episodes = clips.usable_episodes(sampler, lengths)
     _check_levels(sampler, lengths, stage)

@@ -14,6 +14,7 @@ from typing import Protocol
 import unicodedata
 import zlib
 
+import ml_collections
 import numpy as np
 
 from nuwaxl_jax.data import clip_bpe
@@ -107,6 +108,16 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: np.ndarray) -> str:
         """The caption, as far as ids tell."""
+
+
+def tokenizer_of(section: ml_collections.ConfigDict) -> Tokenizer:
+    """The tokenizer of `config.text`."""
+    return make_tokenizer(
+        section.tokenizer,
+        vocab_size=section.vocab_size,
+        max_tokens=section.max_tokens,
+        vocabulary=section.vocabulary,
+    )
 
 
 def make_tokenizer(name: str, *, vocab_size: int, max_tokens: int, vocabulary: str = "") -> Tokenizer:
