@@ -28,7 +28,6 @@ from nuwaxl_jax import config as config_lib
 from nuwaxl_jax import host_memory
 
 _DEFAULT_CONFIG = str(pathlib.Path(config_lib.__file__))
-_SHIPPED = "shipped"
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum(
@@ -94,8 +93,7 @@ def _load_bundle() -> tuple[Any, Any, dict]:
     if not source and export.is_trained(FLAGS.workdir):
         bundle, config, card = export.bundle_from_workdir(FLAGS.workdir)
     else:
-        path = weights_lib.shipped_path() if source in ("", _SHIPPED) else source
-        bundle, config, card = weights_lib.load(path)
+        bundle, config, card = weights_lib.load(weights_lib.find(source))
     print(f"weights: {card.get('file', FLAGS.workdir)}", file=sys.stderr)
     trained = config.hierarchy.handover
     for field, value in config_flags.get_override_values(FLAGS["config"]).items():
@@ -151,8 +149,7 @@ def _export_layout() -> None:
 
     if not FLAGS.out:
         raise UsageError(f"--out is missing; name what --layout={FLAGS.layout} is to write")
-    path = weights_lib.shipped_path() if FLAGS.weights in ("", _SHIPPED) else FLAGS.weights
-    export.run(path, FLAGS.out, FLAGS.layout, FLAGS.level)
+    export.run(weights_lib.find(FLAGS.weights), FLAGS.out, FLAGS.layout, FLAGS.level)
     print(f"{FLAGS.out}: written")
 
 

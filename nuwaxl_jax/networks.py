@@ -9,8 +9,9 @@ Parameters: `vae` is the T-KLVAE's tree; `denoiser` is `{'unet', 'text'}`; a *bu
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Callable, Collection
 
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -127,6 +128,19 @@ class Networks:
     def null_tokens(self) -> np.ndarray:
         """Tokens int32 `[N]` of the empty prompt."""
         return self.tokenizer.encode("")
+
+
+def new_arrays(init: Callable[[jax.Array], Params], key: jax.Array, known: Collection[str]) -> dict[str, np.ndarray]:
+    """Of the tree that `init(key)` makes, the arrays whose path ('a/b/kernel') is not in `known`, by path.
+
+    The compiler leaves out what the others' making would cost.
+    """
+
+    def rest(key: jax.Array) -> dict[str, jax.Array]:
+        made = traverse_util.flatten_dict(init(key), sep="/")
+        return {name: leaf for name, leaf in made.items() if name not in known}
+
+    return jax.device_get(jax.jit(rest)(key))
 
 
 def build(config: ml_collections.ConfigDict, dtype: str = "float32") -> Networks:

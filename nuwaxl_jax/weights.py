@@ -14,6 +14,7 @@ import os
 import pathlib
 from typing import Any
 
+from flax import traverse_util
 import ml_collections
 import numpy as np
 import safetensors
@@ -26,26 +27,13 @@ Bundle = dict[str, Any]
 SHIPPED = "toons_small.safetensors"
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
-    items = enumerate(tree) if isinstance(tree, (tuple, list)) else tree.items()
-    flat: dict[str, np.ndarray] = {}
-    for key, value in items:
-        name = f"{prefix}{key}"
-        if isinstance(value, (dict, tuple, list)):
-            flat.update(_flatten(value, f"{name}/"))
-        else:
-            flat[name] = np.asarray(value)
-    return flat
+def _flatten(bundle: Bundle) -> dict[str, Any]:
+    numbered = {str(i): tree for i, tree in enumerate(bundle["denoisers"])}
+    return traverse_util.flatten_dict({**bundle, "denoisers": numbered}, sep="/")
 
 
 def _unflatten(flat: dict[str, np.ndarray]) -> Bundle:
-    tree: Bundle = {}
-    for name, value in flat.items():
-        *path, last = name.split("/")
-        node = tree
-        for key in path:
-            node = node.setdefault(key, {})
-        node[last] = value
+    tree = traverse_util.unflatten_dict(flat, sep="/")
     denoisers = tree.get("denoisers", {})
     tree["denoisers"] = tuple(denoisers[str(i)] for i in range(len(denoisers)))
     return tree
@@ -62,7 +50,7 @@ def save(
     flat = {}
     for name, value in _flatten(bundle).items():
         kept = np.float32 if name.startswith("latent_") else np.dtype(dtype)
-        flat[name] = np.ascontiguousarray(value.astype(kept))
+        flat[name] = np.ascontiguousarray(np.asarray(value).astype(kept))
         if not np.isfinite(flat[name]).all():
             raise ValueError(f"weights: {name} does not fit {kept}; save it with dtype float32")
     metadata = {"config": config_lib.to_json(config), "card": json.dumps(card, sort_keys=True)}
@@ -118,6 +106,8 @@ def _sha256(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def shipped_path() -> pathlib.Path:
-    """The weights that come with the package."""
-    return pathlib.Path(str(importlib.resources.files("nuwaxl_jax") / "assets" / SHIPPED))
+def find(name: str) -> pathlib.Path:
+    """The path of a file, or of the weights that come with the package: 'shipped', or ''."""
+    if name in ("", "shipped"):
+        return pathlib.Path(str(importlib.resources.files("nuwaxl_jax") / "assets" / SHIPPED))
+    return pathlib.Path(name)

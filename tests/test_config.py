@@ -86,6 +86,21 @@ def test_a_mistake_is_one_line_that_names_the_field(fields, named):
     assert message.startswith(named + ":") and "\n" not in message and ";" in message
 
 
+@pytest.mark.parametrize(
+    "fields,named",
+    [
+        (dict(data__source="folder"), "config.data.path"),
+        (dict(text__tokenizer="clip_bpe"), "config.text.vocabulary"),
+        (dict(unet__num_heads=3), "config.unet.num_heads"),
+    ],
+)
+def test_training_needs_more_than_a_valid_config(fields, named):
+    with pytest.raises(config_lib.ConfigError, match=f"^{named}: .*;"):
+        config_lib.validate_training(_changed(**fields))
+    if named != "config.unet.num_heads":
+        config_lib.validate(_changed(**fields))
+
+
 def test_json_with_unknown_or_mistyped_fields_is_refused():
     values = json.loads(config_lib.to_json(config_lib.default()))
     values["unet"]["chanels"] = 3

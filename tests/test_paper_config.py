@@ -5,6 +5,7 @@ import importlib.util
 import pathlib
 import re
 
+from flax import traverse_util
 import jax
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from nuwaxl_jax import config as config_lib
 from nuwaxl_jax import networks as networks_lib
 from nuwaxl_jax.hierarchy import plan
 from nuwaxl_jax.importing import parts
-from nuwaxl_jax.importing import trees
 
 # Parameters of Stable Diffusion v1's AutoencoderKL and UNet2DConditionModel and of CLIP ViT-L/14's text transformer.
 PUBLISHED = {"vae": 83_653_863, "unet": 859_520_964, "text_encoder": 123_060_480}
@@ -43,7 +43,8 @@ def built(request):
 def test_image_parts_are_the_published_ones_and_the_rest_is_new(built):
     config, _, shapes = built
     for part, published in PUBLISHED.items():
-        sizes = {name: int(np.prod(leaf.shape)) for name, leaf in trees.flat(shapes[part]).items()}
+        leaves = traverse_util.flatten_dict(shapes[part], sep="/")
+        sizes = {name: int(np.prod(leaf.shape)) for name, leaf in leaves.items()}
         image = {entry.ours for entry in parts.entries_of(config, part, "diffusers")}
         assert image <= set(sizes) and sum(sizes[name] for name in image) == published
         new = collections.Counter()

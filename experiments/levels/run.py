@@ -47,8 +47,7 @@ def main() -> None:
     parser.add_argument("--cpu_devices", type=int, default=0, help="0 = one a core")
     arguments = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", arguments.cpu_devices or os.cpu_count())
-    path = weights_lib.shipped_path() if arguments.weights == "shipped" else arguments.weights
-    bundle, config, card = weights_lib.load(path)
+    bundle, config, card = weights_lib.load(weights_lib.find(arguments.weights))
     networks = networks_lib.build(config)
     noisy, free = config.copy_and_resolve_references(), config.copy_and_resolve_references()
     noisy.sampler.temperature = (1.0,) * config.hierarchy.depth

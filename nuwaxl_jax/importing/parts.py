@@ -85,9 +85,16 @@ def find(source: str, given: Mapping[str, str]) -> dict[str, Source]:
     return found
 
 
+def _json(file: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{file}: is no JSON ({error}); fetch it again") from error
+
+
 def _of_part(part: str, place: pathlib.Path) -> Source:
     file = (place if place.is_dir() else place.parent) / "config.json"
-    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    settings = _json(file) if file.is_file() else {}
     tensors = Tensors(place)
     style = (
         "ldm" if any(n.startswith(("first_stage_model.", "model.diffusion_model.")) for n in tensors) else "diffusers"
@@ -181,7 +188,7 @@ def scheduler_conflicts(config: ml_collections.ConfigDict, source: str) -> Itera
     file = pathlib.Path(source or ".") / "scheduler" / "scheduler_config.json"
     if not source or not file.is_file():
         return
-    theirs, process = json.loads(file.read_text(encoding="utf-8")), config.diffusion
+    theirs, process = _json(file), config.diffusion
     prediction = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}[process.prediction]
     schedule = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}[process.schedule]
     expected = (

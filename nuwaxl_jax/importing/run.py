@@ -10,6 +10,7 @@ import os
 import sys
 from typing import Any, Mapping
 
+from flax import traverse_util
 import jax
 import ml_collections
 import numpy as np
@@ -22,7 +23,6 @@ from nuwaxl_jax.importing import trees
 from nuwaxl_jax.importing.tensors import WeightsError
 
 _SHOWN = 40  # names of a kind; beyond it a count
-_INIT = {"vae": "init_vae", "unet": "init_denoiser", "text_encoder": "init_denoiser"}
 
 
 def run(
@@ -83,7 +83,7 @@ def _tokenizer_problem(config: ml_collections.ConfigDict, tokenizer: str) -> lis
 
 
 def _show(part: str, source: parts.Source, report: trees.Report, shapes: Any, entries: Any) -> None:
-    sizes = {name: int(np.prod(leaf.shape)) for name, leaf in trees.flat(shapes).items()}
+    sizes = {name: int(np.prod(leaf.shape)) for name, leaf in traverse_util.flatten_dict(shapes, sep="/").items()}
     taken = sum(sizes[entry.ours] for entry in entries)
     new = [name for name in sizes if name not in {entry.ours for entry in entries}]
     kinds = sorted(set(source.tensors.dtypes.values()))
@@ -98,15 +98,6 @@ def _show(part: str, source: parts.Source, report: trees.Report, shapes: Any, en
             print(f"  {kind}: {len(found) - _SHOWN} more")
 
 
-def _new_arrays(init: Any, key: jax.Array, filled: set[str], pick: Any) -> dict[str, Any]:
-    """The arrays of a new tree that no file fills; the compiler leaves out the others' making."""
-
-    def rest(key):
-        return {name: leaf for name, leaf in trees.flat(pick(init(key))).items() if name not in filled}
-
-    return jax.device_get(jax.jit(rest)(key))
-
-
 def _write(
     config: ml_collections.ConfigDict,
     networks: networks_lib.Networks,
@@ -117,12 +108,17 @@ def _write(
     out: str,
 ) -> None:
     key = jax.random.key(config.seed)
-    picks = {"vae": lambda tree: tree, "unet": lambda tree: tree["unet"], "text_encoder": lambda tree: tree["text"]}
+    inits = {
+        "vae": networks.init_vae,
+        "unet": lambda key: networks.init_denoiser(key)["unet"],
+        "text_encoder": lambda key: networks.init_denoiser(key)["text"],
+    }
     filled = {}
     for i, part in enumerate(parts.PARTS):
         names = {entry.ours for entry in entries[part]}
-        new = _new_arrays(getattr(networks, _INIT[part]), jax.random.fold_in(key, i), names, picks[part])
-        filled[part] = trees.fill(entries[part], found[part].tensors, trees.nested(new))
+        new = networks_lib.new_arrays(inits[part], jax.random.fold_in(key, i), names)
+        new = traverse_util.unflatten_dict(new, sep="/")
+        filled[part] = trees.fill(entries[part], found[part].tensors, new)
     factor = parts.scaling_factor(found["vae"])
     channels = config.vae.latent_channels
     bundle = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Mapping, Sequence
 
+from flax import traverse_util
 import numpy as np
 
 from nuwaxl_jax.importing import layouts
@@ -47,7 +48,7 @@ def compare(
       params: our tree, arrays or shapes (`jax.eval_shape`).
       ignored: tensors, or prefixes of theirs, that are known to have no place (positions that can be computed).
     """
-    ours = flat(params)
+    ours = traverse_util.flatten_dict(params, sep="/")
     missing, wrong, used = [], [], set()
     for entry in entries:
         there = [name for name in entry.theirs if name in shapes]
@@ -70,38 +71,15 @@ def compare(
 
 def fill(entries: Sequence[Entry], tensors: Mapping[str, np.ndarray], params: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of our tree with the entries' arrays taken from the tensors, float32; all others stay."""
-    leaves = flat(params)
+    leaves = traverse_util.flatten_dict(params, sep="/")
     for entry in entries:
         leaves[entry.ours] = np.asarray(layouts.to_ours(entry, tensors), np.float32)
-    return nested(leaves)
+    return traverse_util.unflatten_dict(leaves, sep="/")
 
 
 def tensors_of(entries: Sequence[Entry], params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The public tensors that our tree's arrays are, in the arrays' dtype."""
-    leaves, out = flat(params), {}
+    leaves, out = traverse_util.flatten_dict(params, sep="/"), {}
     for entry in entries:
         out |= layouts.to_theirs(entry, np.asarray(leaves[entry.ours]))
     return out
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested dict's leaves by path, joined by '/'."""
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            out |= flat(value, f"{prefix}{key}/")
-        else:
-            out[f"{prefix}{key}"] = value
-    return out
-
-
-def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The dict that `flat` came from."""
-    tree: dict[str, Any] = {}
-    for name, value in leaves.items():
-        *path, last = name.split("/")
-        node = tree
-        for key in path:
-            node = node.setdefault(key, {})
-        node[last] = value
-    return tree

@@ -45,5 +45,5 @@ def bundle_from_workdir(workdir: str) -> tuple[dict[str, Any], ml_collections.Co
     trained = [*filter(None, [lineage.vae_stage(workdir)]), *denoisers]
     card = {"name": config.name, "steps": {stage: checkpoint.latest_step(workdir, stage) for stage in trained}}
     card |= perceptual.label(config)
-    config.vae.lpips_weights = ""  # a place on this machine; its hash says which file it was
+    config.vae.lpips_weights = config.train.init_from = ""  # places on this machine; LPIPS's hash says which file
     return bundle, config, card

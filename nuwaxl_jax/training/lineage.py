@@ -37,6 +37,11 @@ def section_of(stage: str) -> str:
     return "denoiser" if stage.startswith("denoiser") else stage
 
 
+def level_of(stage: str) -> int | None:
+    """k of 'denoiser_<k>'; None for a stage of every level."""
+    return int(stage.removeprefix("denoiser_")) if stage.startswith("denoiser_") else None
+
+
 def vae_stage(workdir: str) -> str:
     """The stage whose VAE the denoiser uses: 'vae', 'image_vae' in a run without it, '' where neither was trained."""
     return next((s for s in ("vae", "image_vae") if checkpoint.latest_step(workdir, s) is not None), "")
@@ -102,8 +107,8 @@ def frozen_of(config: ml_collections.ConfigDict, workdir: str, stage: str) -> di
 
 def stage_before(workdir: str, stage: str) -> str:
     """The stage whose EMA this one starts from: its image stage, or the level above; '' if it was not trained."""
-    level = int(stage.removeprefix("denoiser_")) if stage.startswith("denoiser_") else 0
-    if level > 0:
+    level = level_of(stage)
+    if level:
         before = f"denoiser_{level - 1}"
     else:
         before = {"vae": "image_vae", "denoiser": "image_denoiser"}.get(section_of(stage), "")
@@ -122,5 +127,5 @@ def first_params(config: ml_collections.ConfigDict, workdir: str, stage: str) ->
         metrics.say(f"{stage}: starts from the EMA of {before}")
         return checkpoint.restore_ema(workdir, before)
     if config.train.init_from:
-        return initial.params_of(config, stage, section_of(stage))
+        return initial.params_of(config, stage, section_of(stage), level_of(stage) or 0)
     return None

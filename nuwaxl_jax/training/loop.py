@@ -219,8 +219,8 @@ def _compile(
 
 def _iterator(config: ml_collections.ConfigDict, stage: str, seed: int) -> Any:
     """The training data of a stage; of one level alone for 'denoiser_<level>'."""
-    if stage.startswith("denoiser_"):
-        level = int(stage.removeprefix("denoiser_"))
+    level = lineage.level_of(stage)
+    if level is not None:
         config = config.copy_and_resolve_references()
         with config.unlocked():
             config.data.level_weights = tuple(float(k == level) for k in range(config.hierarchy.depth))

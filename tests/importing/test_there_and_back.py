@@ -3,6 +3,7 @@
 import json
 import shutil
 
+from flax import traverse_util
 import jax
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from nuwaxl_jax.data import clip_bpe
 from nuwaxl_jax.importing import export
 from nuwaxl_jax.importing import run
 from nuwaxl_jax.importing import tensors
-from nuwaxl_jax.importing import trees
 from nuwaxl_jax.training import initial
 
 
@@ -37,8 +37,8 @@ def test_image_parts_come_back_bit_for_bit(tmp_path, config, bundle, tokenizer, 
     first, _, card = weights.load(original)
     second, read, again = weights.load(back)
     assert card["dtype"] == again["dtype"] and read.text.vocabulary == str(back)
-    before = trees.flat({**first, "denoisers": first["denoisers"][0]})
-    after = trees.flat({**second, "denoisers": second["denoisers"][0]})
+    before = traverse_util.flatten_dict({**first, "denoisers": first["denoisers"][0]}, sep="/")
+    after = traverse_util.flatten_dict({**second, "denoisers": second["denoisers"][0]}, sep="/")
     assert before.keys() == after.keys()
     images = [name for name in before if image_part(name)]
     # The last level has no transformer in their layout: its own stays new.
@@ -111,9 +111,17 @@ def test_a_lone_part_and_no_tokenizer_are_refused(tmp_path, config, pipeline):
         run.run(config, str(tmp_path / "sd.ckpt"), {}, str(tmp_path / "w"))
 
 
+def test_a_damaged_settings_file_is_named(tmp_path, config, pipeline):
+    place = tmp_path / "p"
+    shutil.copytree(pipeline, place)
+    (place / "unet" / "config.json").write_text("{")
+    with pytest.raises(tensors.WeightsError, match="unet/config.json: is no JSON"):
+        run.run(config, str(place), {}, str(tmp_path / "w.safetensors"))
+
+
 def test_networks_without_an_equal_are_refused(tmp_path):
     with pytest.raises(tensors.WeightsError, match="config.vae.channels: these networks have no equal"):
-        export.run(weights.shipped_path(), str(tmp_path / "x"), "diffusers")
+        export.run(weights.find("shipped"), str(tmp_path / "x"), "diffusers")
     assert not list(tmp_path.iterdir())
 
 
@@ -122,7 +130,7 @@ def test_a_run_starts_from_the_file(config, original, capsys):
     config.train.init_from = str(original)
     first, _, _ = weights.load(original)
     for stage, wanted in (("vae", first["vae"]), ("denoiser_2", first["denoisers"][0])):
-        made = initial.params_of(config, stage, stage.split("_")[0])
+        made = initial.params_of(config, stage, stage.split("_")[0], level=2)
         assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), made, wanted))
     np.testing.assert_array_equal(initial.latent_stats_of(config)["latent_scale"], first["latent_scale"])
     config.mtd.weights = "shared"  # a level embedding that the file lacks
