@@ -1,4 +1,7 @@
-"""Eight virtual CPU devices, key reuse checked, for every test; the tiny preset for those that want a whole model."""
+"""Eight virtual CPU devices, key reuse checked, for every test; the tiny preset for those that want a whole model.
+
+After comparisons with other implementations (`-m parity`) the largest differences are printed, one line a thing.
+"""
 
 import importlib.util
 import os
@@ -16,6 +19,7 @@ if _CACHE_OWNER:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import jax
+import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -47,3 +51,32 @@ def load_presets():
 @pytest.fixture(scope="session")
 def toons_presets():
     return load_presets()
+
+
+_FIGURE = "equals the original: "
+
+
+@pytest.fixture
+def equals_original(record_property):
+    """check(what, made, wanted, tolerance): arrays differ by at most so much of the largest; kept for the summary."""
+
+    def check(what, made, wanted, tolerance=1e-4):
+        made, wanted = np.asarray(made, np.float64), np.asarray(wanted, np.float64)
+        assert made.shape == wanted.shape and np.ptp(wanted) > 1e-2
+        difference = float(np.abs(made - wanted).max() / np.abs(wanted).max())
+        record_property(f"{_FIGURE}{what}, within {tolerance:g}", difference)
+        assert difference <= tolerance, what
+
+    return check
+
+
+def pytest_terminal_summary(terminalreporter):
+    figures = {}
+    for report in terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", []):
+        for name, value in report.user_properties:
+            if name.startswith(_FIGURE) and report.when == "call":
+                figures.setdefault(name.removeprefix(_FIGURE), []).append(value)
+    if figures:
+        terminalreporter.section("differences from the originals, of the largest value, at most")
+    for name, values in sorted(figures.items()):
+        terminalreporter.line(f"{max(values):.1e}  {name}  ({len(values)} comparisons)")

@@ -14,12 +14,7 @@ transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
 
 
-def close(made, wanted):
-    wanted = wanted.detach().numpy()
-    np.testing.assert_allclose(np.asarray(made) / np.abs(wanted).max(), wanted / np.abs(wanted).max(), atol=1e-4)
-
-
-def test_the_folder_is_a_pipelines(pipeline, original, config):
+def test_the_folder_is_a_pipelines(pipeline, original, config, equals_original):
     bundle, _, _ = weights.load(original)
     networks = networks_lib.build(config)
     rng = np.random.default_rng(1)
@@ -30,7 +25,7 @@ def test_the_folder_is_a_pipelines(pipeline, original, config):
     with torch.no_grad():
         wanted = vae.encode(channels_first).latent_dist.mean
     mean, _ = networks.encode(bundle["vae"], jnp.asarray(pixels), temporal=False)
-    close(mean[0].transpose(0, 3, 1, 2), wanted)
+    equals_original("exported folder, vae", mean[0].transpose(0, 3, 1, 2), wanted)
 
     tokenizer = transformers.CLIPTokenizer.from_pretrained(pipeline / "tokenizer")
     captions = ["a cat", "cat at a cat at a cat at a cat"]
@@ -41,7 +36,7 @@ def test_the_folder_is_a_pipelines(pipeline, original, config):
     with torch.no_grad():
         states = text_encoder(theirs).last_hidden_state
     text = networks.text_states(bundle["denoisers"][0]["text"], jnp.asarray(tokens))
-    close(text, states)
+    equals_original("exported folder, text_encoder", text, states)
 
     unet = diffusers.UNet2DConditionModel.from_pretrained(pipeline / "unet").eval()
     x = rng.normal(size=(2, 4, 4, 4)).astype(np.float32)
@@ -54,7 +49,7 @@ def test_the_folder_is_a_pipelines(pipeline, original, config):
             last = params["unet"][f"{side}1_{i}"]["transformer"]["proj_out"]
             last["kernel"], last["bias"] = 0 * last["kernel"], 0 * last["bias"]
     images = jax.jit(networks.denoise_images)(params, jnp.asarray(x.transpose(0, 2, 3, 1)), jnp.array([500, 3]), text)
-    close(images.transpose(0, 3, 1, 2), wanted)
+    equals_original("exported folder, unet", images.transpose(0, 3, 1, 2), wanted)
 
     scheduler = diffusers.DDIMScheduler.from_pretrained(pipeline / "scheduler")
     np.testing.assert_allclose(scheduler.alphas_cumprod.numpy(), networks.diffusion.alphas_cumprod, rtol=1e-4)

@@ -1,6 +1,7 @@
 """LPIPS: a closed form, finite gradients, the names of the original's tensors, and the original itself."""
 
-import warnings
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -90,21 +91,23 @@ def test_the_originals_tensors_fill_the_whole_network():
 
 def _images(count=2, height=48, width=33):
     rng = np.random.default_rng(1)
-    return [rng.uniform(-1, 1, (count, height, width, 3)).astype(np.float32) for _ in range(2)]
+    a, b = (rng.uniform(-1, 1, (count, height, width, 3)).astype(np.float32) for _ in range(2))
+    b[1:] = 0.9 * a[1:] + 0.1 * b[1:]  # one pair unlike, the others alike
+    return a, b
 
 
-def _compare(theirs, state, channels):
+def _compare(theirs, state, channels, equal, what):
     torch = pytest.importorskip("torch")
     a, b = _images()
     with torch.no_grad():
         wanted = theirs(*(torch.from_numpy(x.transpose(0, 3, 1, 2)) for x in (a, b))).numpy().reshape(-1)
     made = jax.jit(lpips.LPIPS(channels).apply)({"params": lpips.params_of(state, channels)}, a, b)
-    np.testing.assert_allclose(made, wanted, rtol=2e-5)
     assert wanted.min() > 0.01
+    equal(what, made, wanted, 2e-5)
 
 
 @pytest.mark.parity
-def test_equals_the_formula_in_torch():
+def test_equals_the_formula_in_torch(equals_original):
     """VGG16 and the distance in torch's own operators, with torch's layout of the same tensors."""
     torch = pytest.importorskip("torch")
     channels = (8, 12, 16, 16, 16)
@@ -128,21 +131,37 @@ def test_equals_the_formula_in_torch():
             ((p - q).square() * tensors[f"lin{i}.model.1.weight"]).sum(1).mean((1, 2)) for i, (p, q) in enumerate(both)
         )
 
-    _compare(theirs, state, channels)
+    _compare(theirs, state, channels, equals_original, "LPIPS, formula in torch")
+
+
+def _torchvision(torch):
+    """A stand-in with the one thing that the package takes: VGG16's layers (configuration D), here at random.
+
+    The real one must be of the same build as torch, and breaks `transformers` where it is not.
+    """
+
+    def vgg16(**_):
+        layers, inputs = [], 3
+        for features, count in zip((64, 128, 256, 512, 512), (2, 2, 3, 3, 3)):
+            for _ in range(count):
+                layers += [torch.nn.Conv2d(inputs, features, 3, padding=1), torch.nn.ReLU(inplace=True)]
+                inputs = features
+            layers.append(torch.nn.MaxPool2d(2, 2))
+        return types.SimpleNamespace(features=torch.nn.Sequential(*layers))
+
+    module = types.ModuleType("torchvision")
+    module.models = types.SimpleNamespace(vgg16=vgg16)
+    return module
 
 
 @pytest.mark.parity
-def test_equals_the_lpips_package():
-    """The package's own network at full size, its weights random.
-
-    In no extra: its torchvision must be of the same build as torch, and breaks `transformers` where it is not.
-    """
+def test_equals_the_lpips_package(monkeypatch, equals_original):
+    """The package's own network at full size, its weights random (`pip install --no-deps lpips==0.1.4`)."""
     torch = pytest.importorskip("torch")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the package calls torchvision in a way that has been renamed since
-        original = pytest.importorskip("lpips").LPIPS(pretrained=False, net="vgg", pnet_rand=True, verbose=False)
+    monkeypatch.setitem(sys.modules, "torchvision", _torchvision(torch))
+    original = pytest.importorskip("lpips").LPIPS(pretrained=False, net="vgg", pnet_rand=True, verbose=False)
     state = _state(lpips.CHANNELS)
     missing = original.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()}, strict=False).missing_keys
     shared = {f"lins.{i}.model.1.weight" for i in range(5)}  # the same heads under a second name
     assert set(missing) <= shared | {"scaling_layer.shift", "scaling_layer.scale"}
-    _compare(original.eval(), state, lpips.CHANNELS)
+    _compare(original.eval(), state, lpips.CHANNELS, equals_original, "LPIPS, package")
