@@ -12,6 +12,7 @@ import pytest
 
 from nuwaxl_jax import config as config_lib
 from nuwaxl_jax import networks as networks_lib
+from nuwaxl_jax.cost import parameters
 from nuwaxl_jax.hierarchy import plan
 from nuwaxl_jax.importing import parts
 
@@ -54,6 +55,16 @@ def test_image_parts_are_the_published_ones_and_the_rest_is_new(built):
         wanted = {"vae": {"temporal"}, "text_encoder": set()}
         # At level 4 public networks have no transformer; ours there is self-attention, the identity when new.
         assert set(new) == wanted.get(part, {"temporal", "injection", "cond_down", "transformer"}), part
+
+
+def test_the_printed_table_says_the_same(built):
+    config, _, shapes = built
+    rows = {row["part"]: row for row in parameters.table(config)}
+    for part, name in (("vae", "T-KLVAE"), ("unet", "MTD U-Net"), ("text_encoder", "text encoder")):
+        whole = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes[part]))
+        assert (rows[name]["image"], rows[name]["new"]) == (PUBLISHED[part], whole - PUBLISHED[part])
+        assert rows[name]["networks"] == (1 if part == "vae" else 3)
+        assert f"{PUBLISHED[part]:,}" in parameters.text(list(rows.values()))
 
 
 def test_frames_of_the_tree_and_shapes_of_a_call(built):

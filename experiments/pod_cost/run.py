@@ -1,10 +1,12 @@
 """What the paper-sized presets cost on TPU slices, read off programs compiled without one.
 
     pip install '.[tpu]'
-    python experiments/pod_cost/run.py [--only=paper128/v5e-16] [--effort=-1] [--again] [--table]
+    python experiments/pod_cost/run.py [--only=paper128/v5e-16] [--effort=0] [--again] [--table]
 
 A row is one program of one preset on one slice, compiled in a process of its own by `--mode=compile`; finished rows are
-kept in results.json beside this file, so the command goes on where it stopped. `--table` prints the table alone.
+kept in results.json beside this file, so the command goes on where it stopped, and two may run at once on different
+rows. `--table` prints the table alone. A row takes minutes and several GiB at the compiler's lowest effort (the
+default here), and far more at effort 0.
 """
 
 import argparse
@@ -62,6 +64,10 @@ def rows() -> dict[str, tuple[str, str, str, tuple[str, ...]]]:
     return out
 
 
+def _finished() -> dict[str, dict]:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
 def _compile(preset: str, name: str, program: str, overrides: tuple[str, ...], effort: float) -> dict:
     """The report of one row; {'error': ...} where the command refused."""
     with tempfile.TemporaryDirectory() as folder:
@@ -116,18 +122,17 @@ def table(results: dict[str, dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="rows whose label holds this")
-    parser.add_argument("--effort", type=float, default=0.0, help="of the compiler; -1 is fast and overstates memory")
+    parser.add_argument("--effort", type=float, default=-1.0, help="of the compiler, -1 to 1; 0 is its own default")
     parser.add_argument("--again", action="store_true", help="compile finished rows again")
     parser.add_argument("--table", action="store_true", help="print the table of the finished rows alone")
     arguments = parser.parse_args()
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for label, row in rows().items():
-        if arguments.table or arguments.only not in label or (label in results and not arguments.again):
+        if arguments.table or arguments.only not in label or (label in _finished() and not arguments.again):
             continue
-        results[label] = _compile(*row, arguments.effort)
-        files.write_json(RESULTS, results)
-        print(report.text(results[label]).replace("\n", f"\n{'':8}"), flush=True)
-    print(table(results))
+        made = _compile(*row, arguments.effort)
+        files.write_json(RESULTS, _finished() | {label: made})
+        print(f"{label}: " + report.text(made).replace("\n", f"\n{'':8}"), flush=True)
+    print(table(_finished()))
 
 
 if __name__ == "__main__":

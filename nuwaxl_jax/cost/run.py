@@ -1,4 +1,4 @@
-"""`--mode=compile`: every program of a config compiled for given devices, and what each costs, before paying."""
+"""`--mode=compile`: the parameters of a config, and its programs compiled for given devices, before paying."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import ml_collections
 
 from nuwaxl_jax import files
 from nuwaxl_jax import partitioning
+from nuwaxl_jax.cost import parameters
 from nuwaxl_jax.cost import programs
 from nuwaxl_jax.cost import report
 from nuwaxl_jax.cost import topologies
@@ -56,6 +57,8 @@ def run(
         f"{config.name} on {topology.name}: {topology.chips} chips, {len(topology.devices)} devices, "
         f"{report.gib(limit)} each, mesh {dict(mesh.shape)}"
     )
+    counts = parameters.table(config)
+    say(parameters.text(counts))
     rows = []
     for name in wanted:
         try:
@@ -75,6 +78,7 @@ def run(
         limit=limit,
         effort=effort,
         versions=_versions(),
+        parameters=counts,
         programs=rows,
     )
     if out:

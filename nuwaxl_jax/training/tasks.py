@@ -321,6 +321,19 @@ def latent_moments(networks: networks_lib.Networks, vae_params: Any, frames: jax
     return jnp.mean(mean, axes), jnp.mean(jnp.square(mean) + jnp.exp(logvar), axes)
 
 
+def new_layers(config: ml_collections.ConfigDict, section: str) -> str:
+    """Pattern of the paths of `config.train.<section>` that neither an image stage nor public weights bring."""
+    if section == "vae":
+        return VAETask.new_layers
+    if section != "denoiser":
+        return ""
+    own = []
+    if "image_denoiser" not in config.train.stages:  # Stable Diffusion v1 has no transformer where no prompt goes in
+        levels = (k for k, prompt in enumerate(config.unet.prompt_levels) if not prompt)
+        own = [rf"(down|up){level}_\d+/transformer" for level in levels]
+    return "|".join((DenoiserTask.new_layers, *own))
+
+
 def build(config: ml_collections.ConfigDict, stage: str) -> Task:
     """The task of a stage: 'image_vae', 'vae', 'image_denoiser', 'denoiser' or 'denoiser_<level>'."""
     section = stage if stage in config.train else "denoiser"
@@ -355,4 +368,5 @@ def build(config: ml_collections.ConfigDict, stage: str) -> Task:
         cond_noise=process.cond_noise,
         per_frame=config.text.per_frame,
         stage=stage,
+        new_layers=new_layers(config, section),
     )

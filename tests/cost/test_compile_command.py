@@ -24,6 +24,7 @@ def test_the_report_of_this_machine(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     record = json.loads(path.read_text())
     assert record["devices"] == 2 and [row["program"] for row in record["programs"]] == ["sample/level_1", "decode"]
+    assert [row["part"] for row in record["parameters"]] == ["T-KLVAE", "MTD U-Net", "text encoder"]
     assert "sample/level_1: fits" in done.stdout and "collectives none" in done.stdout
     assert list(tmp_path.iterdir()) == [path]
 
