@@ -62,7 +62,8 @@ def _data() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         dict(
             source="toons",  # toons: the procedural cartoon; folder: real videos under `path`
-            path="",  # folder of videos and captions, for source=folder
+            path="",  # source=folder: a folder of videos and captions, or a manifest (docs/data.md)
+            eval_fraction=0.1,  # share of the videos in the valid split, and as many in the test split
             frame_size=64,  # pixels, height = width. Paper: 128 and 256 [P]
             num_episodes=100_000,  # toons: training episodes in one epoch (each made from its own seed)
             num_eval_episodes=64,  # toons: held-out episodes in the valid and in the test split

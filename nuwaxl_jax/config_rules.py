@@ -248,6 +248,8 @@ def _check_hierarchy(config: ml_collections.ConfigDict) -> None:
         f"{tuple(config.unet.condition_fill)} has an unknown one",
         "choose zero or linear",
     )
+    share = config.data.eval_fraction
+    _require(0 <= share < 0.5, "data.eval_fraction", f"{share} is not in 0..0.5", "0.1 keeps a tenth for each")
     _require(
         min(config.data.level_weights) >= 0 and sum(config.data.level_weights) > 0,
         "data.level_weights",

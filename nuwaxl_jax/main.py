@@ -6,6 +6,7 @@
   python -m nuwaxl_jax.main --mode=export --workdir=DIR --weights=FILE.safetensors
   python -m nuwaxl_jax.main --mode=export --weights=FILE.safetensors --layout=diffusers --out=FOLDER
   python -m nuwaxl_jax.main --mode=import --source=PIPELINE --config=FILE:PRESET --weights=FILE.safetensors [--dry_run]
+  python -m nuwaxl_jax.main --mode=data --check --config.data.path=VIDEOS [--nodecode] [--out=REPORT.json]
   python -m nuwaxl_jax.main --mode=compile --config=FILE:PRESET [--topology=v5e:4x4] [--parts=train,sample] [--out=JSON]
 
 Sampling and evaluation read the config that the weights carry; `--config.KEY=VALUE` then overrides single fields.
@@ -31,7 +32,7 @@ _DEFAULT_CONFIG = str(pathlib.Path(config_lib.__file__))
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum(
-    "mode", None, ["train", "sample", "eval", "export", "import", "compile"], "What to do.", required=True
+    "mode", None, ["train", "sample", "eval", "export", "import", "data", "compile"], "What to do.", required=True
 )
 flags.DEFINE_string("workdir", None, "Folder of a run: checkpoints, logs, outputs.")
 flags.DEFINE_string("story", None, "Story file (.txt, a prompt a line, or .json), for --mode=sample.")
@@ -59,8 +60,12 @@ flags.DEFINE_enum(
     "layout", "nuwaxl", ["nuwaxl", "diffusers", "ldm"], "--mode=export: ours, a diffusers folder, or ldm's single file."
 )
 flags.DEFINE_string(
-    "out", "", "--mode=export with another layout: the folder or .safetensors file to write. --mode=compile: a .json."
+    "out",
+    "",
+    "--mode=export with another layout: the folder or .safetensors file to write. --mode=compile, data: a .json.",
 )
+flags.DEFINE_bool("check", False, "--mode=data: report on every video at config.data.path.")
+flags.DEFINE_bool("decode", True, "--mode=data --check: decode every frame, or look at containers and captions alone.")
 flags.DEFINE_string(
     "topology", "", "--mode=compile: TPUs by name, v5e:4x4 or v5e-16, without having them; '' = this machine's devices."
 )
@@ -167,6 +172,26 @@ def _export() -> None:
     print(f"{FLAGS.weights}: {os.path.getsize(FLAGS.weights) / 1e6:.1f} MB")
 
 
+def _data() -> None:
+    from nuwaxl_jax.data import doctor
+
+    if not FLAGS.check:
+        raise UsageError("--mode=data needs --check")
+    if FLAGS.out and not FLAGS.out.endswith(".json"):
+        raise UsageError("--out must name the .json file to write")
+    config = config_lib.validate(FLAGS.config)
+    if not config.data.path:
+        raise UsageError("config.data.path is empty; give a folder of videos or a manifest with --config.data.path=DIR")
+    doctor.check(config, decode=FLAGS.decode, out=FLAGS.out, progress=_progress_line())
+
+
+def _progress_line() -> Any:
+    """Writes a line over the one before, on a terminal alone."""
+    if not sys.stderr.isatty():
+        return lambda line: None
+    return lambda line: print(f"\r{line:<60}", end="", file=sys.stderr, flush=True)
+
+
 def _compile() -> None:
     from nuwaxl_jax.cost import run
 
@@ -186,10 +211,18 @@ def _compile() -> None:
 
 def _default_cpu_devices() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 1 if FLAGS.mode in ("train", "compile") else min(cores, 8)
+    return 1 if FLAGS.mode in ("train", "compile", "data") else min(cores, 8)
 
 
-_MODES = {"train": _train, "sample": _sample, "eval": _eval, "export": _export, "import": _import, "compile": _compile}
+_MODES = {
+    "train": _train,
+    "sample": _sample,
+    "eval": _eval,
+    "export": _export,
+    "import": _import,
+    "data": _data,
+    "compile": _compile,
+}
 
 
 def _require_workdir() -> None:

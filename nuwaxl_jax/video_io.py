@@ -67,7 +67,7 @@ class VideoInfo:
     seconds: float
 
 
-def _check_limits(path: str, limits: Limits, *, pixels: int = 0, seconds: float = 0.0, frames: int = 0) -> None:
+def check_limits(path: str, limits: Limits, *, pixels: int = 0, seconds: float = 0.0, frames: int = 0) -> None:
     for value, most, unit in (
         (pixels, limits.max_pixels, "pixels a frame"),
         (seconds, limits.max_seconds, "s of video"),
@@ -182,7 +182,7 @@ class VideoReader(contextlib.AbstractContextManager):
         self._stream = self._container.streams.video[0]
         codec = self._stream.codec_context
         self._declared = (self._container.duration or 0) / 1e6  # seconds
-        _check_limits(self.path, self._limits, pixels=codec.width * codec.height, seconds=self._declared)
+        check_limits(self.path, self._limits, pixels=codec.width * codec.height, seconds=self._declared)
         codec.options = {"err_detect": _STRICT, "max_pixels": str(self._limits.max_pixels)}
         codec.thread_count = 1  # readers are what runs in parallel
         self._decoded = self._container.decode(self._stream)
@@ -205,7 +205,7 @@ class VideoReader(contextlib.AbstractContextManager):
                 if not packet.is_discard:  # an edit list may hide frames
                     times.append(packet.pts)
                     are_keys.append(packet.is_keyframe)
-                _check_limits(self.path, self._limits, frames=packets)
+                check_limits(self.path, self._limits, frames=packets)
         kind, streams = self._container.format.name, self._container.streams
         end = max([float(at * streams[stream].time_base) for stream, at in ends.items()], default=0.0)
         end -= (self._container.start_time or 0) / 1e6
@@ -222,7 +222,7 @@ class VideoReader(contextlib.AbstractContextManager):
             order = np.argsort(times)
             pts, keys = np.asarray(times, np.int64)[order], np.flatnonzero(np.asarray(are_keys)[order])
             seconds = (pts - pts[0]) * float(self._stream.time_base)
-        _check_limits(self.path, self._limits, seconds=seconds[-1] + 1 / rate)
+        check_limits(self.path, self._limits, seconds=seconds[-1] + 1 / rate)
         self._open()
         first = next(self._decoded)  # tells the rotation, and that there is a decoder
         self._open()

@@ -35,6 +35,8 @@ LAYERS = {
     "data": 2,
     "partitioning": 1,
     "diffusion.gaussian": 1,
+    "data.intake": 1,
+    "frames_io": 1,
     "video_io": 1,
     "config": 0,
     "config_rules": 0,

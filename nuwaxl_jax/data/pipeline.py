@@ -27,9 +27,10 @@ import numpy as np
 
 from nuwaxl_jax import config_rules
 from nuwaxl_jax.data import clips
-from nuwaxl_jax.data import folder
 from nuwaxl_jax.data import sources
 from nuwaxl_jax.data import text
+from nuwaxl_jax.data import videos
+from nuwaxl_jax.data.intake import survey
 from nuwaxl_jax.data.toons import source as toons_source
 
 Batch = dict[str, np.ndarray]
@@ -205,8 +206,8 @@ def make_source(config: ml_collections.ConfigDict, split: str) -> sources.Episod
     """The episodes of `config.data` for `split` ('train', 'valid' or 'test')."""
     if config.data.source not in SOURCES:
         raise ValueError(f"data.source is {config.data.source!r}; choose one of {sorted(SOURCES)}.")
-    if split not in folder.SPLITS:
-        raise ValueError(f"split is {split!r}; choose one of {folder.SPLITS}.")
+    if split not in survey.SPLITS:
+        raise ValueError(f"split is {split!r}; choose one of {survey.SPLITS}.")
     return SOURCES[config.data.source](config, split)
 
 
@@ -299,10 +300,12 @@ def _toons(config: ml_collections.ConfigDict, split: str) -> sources.EpisodeSour
     )
 
 
-def _folder(config: ml_collections.ConfigDict, split: str) -> sources.EpisodeSource:
+def _videos(config: ml_collections.ConfigDict, split: str) -> sources.EpisodeSource:
     data = config.data
     least = config.hierarchy.segment_length
-    return folder.FolderSource(data.path, split=split, frame_size=data.frame_size, min_frames=least)
+    return videos.VideoSource(
+        data.path, split=split, frame_size=data.frame_size, min_frames=least, eval_fraction=data.eval_fraction
+    )
 
 
-SOURCES = {"toons": _toons, "folder": _folder}
+SOURCES = {"toons": _toons, "folder": _videos}

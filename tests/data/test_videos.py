@@ -10,9 +10,10 @@ import pytest
 
 from nuwaxl_jax import config as config_lib
 from nuwaxl_jax import video_io
-from nuwaxl_jax.data import folder as folder_lib
 from nuwaxl_jax.data import pipeline
 from nuwaxl_jax.data import sources
+from nuwaxl_jax.data import videos as videos_lib
+from nuwaxl_jax.data.intake import survey
 
 
 def striped(num, height=32, width=32):
@@ -35,7 +36,7 @@ def write_video(path, num=30, fps=10, caption="a red star", **size):
 
 
 def open_folder(path, **kwargs):
-    return folder_lib.FolderSource(path, **{"split": "train", "frame_size": 16} | kwargs)
+    return videos_lib.VideoSource(path, **{"split": "train", "frame_size": 16} | kwargs)
 
 
 def write_lines(path, lines):
@@ -96,11 +97,12 @@ def test_malformed_captions_name_file_line_and_field(tmp_path, line, problem):
     assert "captions.jsonl" in str(error.value)
 
 
-def test_captions_that_are_not_utf8(tmp_path):
+def test_captions_that_are_not_utf8(tmp_path, capsys):
     write_video(tmp_path / "v.mp4")
+    write_video(tmp_path / "w.mp4")
     (tmp_path / "v.txt").write_bytes(b"caf\xe9 \xff")
-    with pytest.raises(ValueError, match="v.txt: is not UTF-8"):
-        open_folder(tmp_path)
+    assert [video.entry.name for video in open_folder(tmp_path).videos] == ["w.mp4"]
+    assert "1 left out, caption is not UTF-8 text: v.mp4" in capsys.readouterr().out
 
 
 def test_funnel_leaves_out_and_says_why(tmp_path, capsys):
@@ -134,29 +136,29 @@ def test_nothing_left_is_an_error(tmp_path):
 
 def test_splits_follow_from_the_name_alone():
     names = [f"s_01_e_{i:02}/clip_{j}.mp4" for i in range(30) for j in range(40)]
-    splits = [folder_lib.split_of(name, 0.1) for name in names]
-    shares = [splits.count(split) / len(names) for split in folder_lib.SPLITS]
+    splits = [survey.split_of(name, 0.1) for name in names]
+    shares = [splits.count(split) / len(names) for split in survey.SPLITS]
     np.testing.assert_allclose(shares, [0.8, 0.1, 0.1], atol=0.03)
     # By sha256sum: a.mp4 e6d4.. = 0.90, c.webm 1cb1.. = 0.11, i.mp4 1968.. = 0.099.
-    assert [folder_lib.split_of(name, 0.1) for name in ("a.mp4", "c.webm", "i.mp4")] == ["train", "valid", "test"]
+    assert [survey.split_of(name, 0.1) for name in ("a.mp4", "c.webm", "i.mp4")] == ["train", "valid", "test"]
 
 
 def test_splits_are_disjoint_and_tiny_folders_share(tmp_path, capsys):
     names = {}
     for number in itertools.count():
-        names.setdefault(folder_lib.split_of(f"{number}.mp4", 0.2), []).append(f"{number}.mp4")
+        names.setdefault(survey.split_of(f"{number}.mp4", 0.2), []).append(f"{number}.mp4")
         if len(names) == 3:
             break
     for split in names:
         write_video(tmp_path / names[split][0], 4)
     kept = {
         split: [video.path for video in open_folder(tmp_path, split=split, eval_fraction=0.2).videos]
-        for split in folder_lib.SPLITS
+        for split in survey.SPLITS
     }
-    assert kept == {split: [str(tmp_path / names[split][0])] for split in folder_lib.SPLITS}
+    assert kept == {split: [str(tmp_path / names[split][0])] for split in survey.SPLITS}
     assert "alike" not in capsys.readouterr().out
     (tmp_path / names["valid"][0]).unlink()
-    for split in folder_lib.SPLITS:
+    for split in survey.SPLITS:
         assert len(open_folder(tmp_path, split=split, eval_fraction=0.2)) == 2
         assert "all 2 are in train, valid and test alike" in capsys.readouterr().out
 

@@ -1,0 +1,72 @@
+"""Caption files beside videos.
+
+    a/clip.txt        the whole file is one caption for the whole video
+    captions.jsonl    in the top folder: {"video": "a/clip.mp4", "start": 1.5, "end": 4, "text": "..."} a line
+    a/clip.jsonl      the same without "video"
+
+`start` (from 0, included) and `end` (excluded) are seconds; without them a line holds from the beginning, or to the
+end.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+from typing import Any
+
+from nuwaxl_jax.data.intake import records
+
+
+def read_text(path: pathlib.Path) -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+      IntakeError: it is none.
+    """
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise records.IntakeError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8.") from error
+
+
+def read_lines(path: pathlib.Path) -> list[tuple[str | None, records.Caption]]:
+    """The lines of a jsonl file: (its "video" or None, the caption).
+
+    Raises:
+      IntakeError: naming the file, the line and the field.
+    """
+    entries = []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            entries.append(_parse_line(json.loads(line)))
+        except ValueError as error:
+            raise records.IntakeError(f"{path}:{number}: {error}") from error
+    return entries
+
+
+def interval(start: Any, end: Any) -> tuple[float, float]:
+    """Start and end in seconds from what a file says; None is the beginning, or the end.
+
+    Raises:
+      ValueError: no seconds, or not in order.
+    """
+    start, end = 0.0 if start is None else start, math.inf if end is None else end
+    seconds = all(isinstance(at, (int, float)) and not isinstance(at, bool) for at in (start, end))
+    if not seconds or not 0 <= start < end:
+        raise ValueError(f'"start" = {start!r} and "end" = {end!r} must be seconds with 0 <= start < end.')
+    return float(start), float(end)
+
+
+def _parse_line(entry: Any) -> tuple[str | None, records.Caption]:
+    if not isinstance(entry, dict):
+        raise ValueError('each line must be an object such as {"start": 0, "end": 2.5, "text": "..."}.')
+    if not isinstance(entry.get("text"), str):
+        raise ValueError(f'the field "text" is missing or no string; there are {sorted(entry)}.')
+    video = entry.get("video")
+    start, end = interval(entry.get("start"), entry.get("end"))
+    if video is not None and not isinstance(video, str):
+        raise ValueError(f'"video" = {video!r} must be the name of a file.')
+    return video, records.Caption(records.clean(entry["text"]), start, end)

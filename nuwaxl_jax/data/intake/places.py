@@ -1,0 +1,40 @@
+"""Recognises what a path holds and reads it: the one door to `intake`."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+from nuwaxl_jax.data.intake import folders
+from nuwaxl_jax.data.intake import manifests
+from nuwaxl_jax.data.intake import records
+
+_MANIFESTS = tuple(f"{name}{suffix}" for name in ("metadata", "manifest") for suffix in manifests.SUFFIXES)
+
+
+def read(path: str | os.PathLike) -> records.Listing:
+    """All videos of a folder or a manifest.
+
+    A manifest file; a folder with `metadata` or `manifest` .csv, .tsv, .jsonl, .json or .parquet in it; a folder with
+    `prompts.txt` and `videos.txt`; else a folder of videos and frame folders with captions beside them.
+
+    Raises:
+      FileNotFoundError: nothing is there.
+      IntakeError: it cannot be understood as a whole.
+    """
+    place = pathlib.Path(path)
+    if place.is_file():
+        if place.suffix.lower() not in manifests.SUFFIXES:
+            kinds = ", ".join(manifests.SUFFIXES)
+            raise records.IntakeError(f"data.path: {place} is no manifest; give a folder, or a file of kind {kinds}")
+        return manifests.read(place)
+    if not place.is_dir():
+        raise FileNotFoundError(f"data.path: {place} does not exist; give a folder of videos, or a manifest")
+    present = [name for name in _MANIFESTS if (place / name).is_file()]
+    if len(present) > 1:
+        raise records.IntakeError(f"data.path: {place} holds {' and '.join(present)}; name the one that is meant")
+    if present:
+        return manifests.read(place / present[0])
+    if (place / "videos.txt").is_file() and (place / "prompts.txt").is_file():
+        return manifests.read_lists(place)
+    return folders.read(place)

@@ -1,0 +1,150 @@
+"""Opens what a listing names: which videos can be read, are long enough and have a caption, and why the others not."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterable, Sequence
+from concurrent import futures
+import dataclasses
+import hashlib
+import os
+
+from nuwaxl_jax import frames_io
+from nuwaxl_jax import video_io
+from nuwaxl_jax.data.intake import records
+
+SPLITS = ("train", "valid", "test")
+
+_THREADS = 4
+_NAMED = 3  # of those left out for one reason, in the report
+
+Reader = video_io.VideoReader | frames_io.FrameFolder
+
+
+@dataclasses.dataclass(frozen=True)
+class Video:
+    """A video that can be read."""
+
+    entry: records.Entry
+    index: video_io.VideoIndex
+
+    @property
+    def path(self) -> str:
+        return str(self.entry.path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What is kept and what is not.
+
+    Attributes:
+      videos: kept, in the order given.
+      left_out: all others.
+      funnel: counts by step: found, readable, of at least n frames, captioned, kept.
+    """
+
+    videos: tuple[Video, ...]
+    left_out: tuple[records.LeftOut, ...]
+    funnel: dict[str, int]
+
+    def line(self) -> str:
+        """'5 found -> 4 readable -> ..'."""
+        return " -> ".join(f"{count} {step}" for step, count in self.funnel.items())
+
+
+def open_reader(
+    entry: records.Entry, limits: video_io.Limits = video_io.Limits(), index: video_io.VideoIndex | None = None
+) -> Reader:
+    """A reader of a video's file or folder; raises as `VideoReader` does."""
+    if os.path.isdir(entry.path):
+        return frames_io.FrameFolder(entry.path, limits, index, entry.fps)
+    return video_io.VideoReader(entry.path, limits, index)
+
+
+def split_of(name: str, eval_fraction: float) -> str:
+    """The split of a video by its name: 'train', 'valid' or 'test'."""
+    place = int.from_bytes(hashlib.sha256(name.encode("utf-8")).digest()[:8], "big") / 2.0**64
+    return "test" if place < eval_fraction else "valid" if place < 2 * eval_fraction else "train"
+
+
+def of_split(entries: Sequence[records.Entry], split: str, eval_fraction: float) -> tuple[records.Entry, ...] | None:
+    """The entries of a split; None where some split would have none: too few to divide."""
+    splits = [entry.split or split_of(entry.name, eval_fraction) for entry in entries]
+    if len(set(splits)) < len(SPLITS) and not all(entry.split for entry in entries):
+        return None
+    return tuple(entry for entry, its in zip(entries, splits) if its == split)
+
+
+def survey(
+    entries: Sequence[records.Entry],
+    *,
+    min_frames: int = 1,
+    require_captions: bool = True,
+    limits: video_io.Limits = video_io.Limits(),
+    progress: Callable[[int], None] = lambda done: None,
+) -> Survey:
+    """Indexes every entry; files are read once and not decoded.
+
+    Args:
+      entries: to look at.
+      min_frames: shorter videos are left out.
+      require_captions: videos without any caption are left out.
+      limits: of what is accepted as a video.
+      progress: called with the number of entries done.
+    """
+    videos, left_out = [], []
+    passed = collections.Counter()
+    with futures.ThreadPoolExecutor(_THREADS) as pool:
+        for done, (entry, index) in enumerate(zip(entries, pool.map(lambda e: _index(e, limits), entries)), start=1):
+            progress(done)
+            verdict = index if isinstance(index, records.LeftOut) else _verdict(entry, index, min_frames)
+            if verdict is not None and not (verdict.step == "captioned" and not require_captions):
+                left_out.append(verdict)
+            else:
+                videos.append(Video(entry, index))
+            reached = "captioned" if verdict is None else verdict.step
+            passed["readable"] += reached != "readable"
+            passed["long enough"] += reached == "captioned"
+            passed["captioned"] += verdict is None
+    funnel = {
+        "found": len(entries),
+        "readable": passed["readable"],
+        f"of at least {min_frames} frames": passed["long enough"],
+        "captioned": passed["captioned"],
+        "kept": len(videos),
+    }
+    return Survey(tuple(videos), tuple(left_out), funnel)
+
+
+def _verdict(entry: records.Entry, index: video_io.VideoIndex, min_frames: int) -> records.LeftOut | None:
+    count = index.info.num_frames
+    if count < min_frames:
+        return records.LeftOut(entry.name, "long enough", f"shorter than {min_frames} frames", f"{count} frames")
+    if not entry.captions:
+        return records.LeftOut(entry.name, "captioned", "no caption")
+    return None
+
+
+def _index(entry: records.Entry, limits: video_io.Limits) -> video_io.VideoIndex | records.LeftOut:
+    try:
+        with open_reader(entry, limits) as reader:
+            return reader.index
+    except (video_io.VideoError, OSError) as error:
+        return records.LeftOut(entry.name, "readable", "cannot be read", " ".join(str(error).split()))
+
+
+def by_reason(left_out: Iterable[records.LeftOut]) -> dict[str, list[records.LeftOut]]:
+    """Those left out, by reason, the most frequent first."""
+    groups: dict[str, list[records.LeftOut]] = {}
+    for each in left_out:
+        groups.setdefault(each.reason, []).append(each)
+    return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
+
+
+def lines(left_out: Iterable[records.LeftOut]) -> list[str]:
+    """One line a reason: how many, and the first few by name."""
+    out = []
+    for reason, group in by_reason(left_out).items():
+        named = "; ".join(f"{each.name} ({each.detail})" if each.detail else each.name for each in group[:_NAMED])
+        out.append(f"  {len(group)} left out, {reason}: {named}{'; ..' if len(group) > _NAMED else ''}")
+    return out

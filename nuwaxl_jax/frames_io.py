@@ -1,0 +1,125 @@
+"""Folders of numbered images read as videos, with the interface of `video_io.VideoReader` (Pillow)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+import contextlib
+import os
+import re
+
+import numpy as np
+from PIL import Image
+from PIL import ImageOps
+
+from nuwaxl_jax import video_io
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_NUMBERED = re.compile(r"(\d+)\.[a-z]+$", re.IGNORECASE)
+_DEFAULT_FPS = 25.0
+
+
+def _images(names: Iterable[str]) -> list[str]:
+    """The images among the names, by number."""
+    found = []
+    for name in names:
+        match = _NUMBERED.search(name)
+        if match and name.lower().endswith(SUFFIXES) and not name.startswith("."):
+            found.append((int(match.group(1)), name))
+    return [name for _, name in sorted(found)]
+
+
+def is_frame_folder(names: Iterable[str]) -> bool:
+    """Whether files of these names are the frames of a video: at least two images whose names end in numbers."""
+    return len(_images(names)) >= 2
+
+
+class FrameFolder(contextlib.AbstractContextManager):
+    """Random access to the images of a folder, with its `index` and `info`. Not thread-safe."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        limits: video_io.Limits = video_io.Limits(),
+        index: video_io.VideoIndex | None = None,
+        fps: float | None = None,
+    ):
+        """Lists the folder and opens its first image.
+
+        Args:
+          path: the folder.
+          limits: of what is accepted as a video.
+          index: of this folder, known from before.
+          fps: frames a second; None is 25.
+
+        Raises:
+          VideoError: fewer than two images, a first image that cannot be read, or over a limit.
+        """
+        self.path = os.fspath(path)
+        self._names = _images(os.listdir(self.path))
+        if len(self._names) < 2:
+            raise video_io.VideoError(f"{self.path}: holds no numbered images.")
+        stamp = (len(self._names), os.stat(self.path).st_mtime_ns)
+        if index is not None and index.stamp != stamp:
+            raise video_io.VideoError(f"{self.path}: has changed since it was indexed; start again.")
+        self.index = self._scan(limits, fps or _DEFAULT_FPS, stamp) if index is None else index
+        self.info = self.index.info
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+    def _scan(self, limits: video_io.Limits, fps: float, stamp: tuple[int, int]) -> video_io.VideoIndex:
+        count, seconds = len(self._names), len(self._names) / fps
+        height, width = self._image(0, limits.max_pixels).shape[:2]
+        video_io.check_limits(self.path, limits, pixels=height * width, seconds=seconds, frames=count)
+        info = video_io.VideoInfo(count, fps, width, height, seconds)
+        return video_io.VideoIndex(info, np.arange(count) / fps, None, None, stamp)
+
+    def read(self, index: np.ndarray, size: int | None = None) -> np.ndarray:
+        """Images `index` (int [n], any order): uint8 [n, H, W, 3], RGB; `size` as `VideoReader.read`.
+
+        Raises:
+          VideoError: an image that cannot be read, or that has another size than the first.
+          IndexError: outside 0..num_frames-1.
+        """
+        index = np.asarray(index)
+        if index.size and not 0 <= index.min() <= index.max() < self.info.num_frames:
+            raise IndexError(f"{self.path}: frames {index.min()}..{index.max()} of {self.info.num_frames}.")
+        shape = (size, size) if size is not None else (self.info.height, self.info.width)
+        frames = np.empty((len(index), *shape, 3), np.uint8)
+        for row, number in enumerate(index.tolist()):
+            frames[row] = self._image(number, self.info.width * self.info.height, size)
+        return frames
+
+    def chunks(self, num: int = 64, size: int | None = None) -> Iterator[np.ndarray]:
+        """All frames in order, uint8 [<= num, H, W, 3] at a time."""
+        for start in range(0, self.info.num_frames, num):
+            yield self.read(np.arange(start, min(start + num, self.info.num_frames)), size)
+
+    def _image(self, number: int, max_pixels: int, size: int | None = None) -> np.ndarray:
+        path = os.path.join(self.path, self._names[number])
+        try:
+            with Image.open(path) as image:
+                if image.width * image.height > max_pixels:
+                    raise video_io.VideoError(f"{path}: {image.width}x{image.height} is larger than it may be.")
+                image = ImageOps.exif_transpose(image)
+                if image.mode.startswith("I"):  # 16 bits a channel
+                    image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+                image = image.convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            if isinstance(error, video_io.VideoError):
+                raise
+            raise video_io.VideoError(f"{path}: cannot be read as an image ({error}).") from error
+        known = getattr(self, "info", None)
+        if known is not None and (image.width, image.height) != (known.width, known.height):
+            size_of = f"{image.width}x{image.height}, the first image {known.width}x{known.height}"
+            raise video_io.VideoError(f"{path}: is {size_of}; give images of one size.")
+        if size is not None:
+            scale = size / min(image.size)
+            width, height = (max(size, round(side * scale)) for side in image.size)
+            image = image.resize((width, height), Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
+            left, top = (width - size) // 2, (height - size) // 2
+            image = image.crop((left, top, left + size, top + size))
+        return np.asarray(image)
