@@ -8,7 +8,7 @@ a small size. Of what decodes, these are told, and used all the same:
     hardly changes       no frame differs from the first by more than 1 of 255 levels on average
     nearly one colour    no frame's pixels have a standard deviation above 2 levels
     repeats frames       over 40 % of the frames equal the one before: a slower video in a faster container
-    shows the same       as another video: eight frames, each reduced to 64 gradients, differ in 5 % of the bits at most
+    shows the same       as another video: eight frames, each reduced to 64 gradients, differ in 15 % of the bits at most
     variable frame rate  the longest pause between frames is over twice the median
     odd frame rate       below 5 or above 121 frames a second
     caption too long     cut after 10,000 characters
@@ -34,7 +34,7 @@ from nuwaxl_jax.data.intake import survey as survey_lib
 
 _SIZE = 32  # pixels a side, to which frames are decoded here
 _HASH_FRAMES, _HASH_SIDE = 8, 8
-_SAME_BITS = 0.05
+_SAME_BITS = 0.15  # clips of other scenes differ in about half
 _STILL_LEVELS, _FLAT_LEVELS = 1.0, 2.0
 _REPEATED = 0.4
 _COMPARED = 20_000  # videos among which the same one is looked for
@@ -128,7 +128,8 @@ def same(looks: Sequence[Look]) -> list[Finding]:
         differing = (1 - signs[:i] @ signs[i] / signs.shape[1]) / 2
         nearest = int(np.argmin(differing))
         if differing[nearest] <= _SAME_BITS:
-            out.append(Finding(told[i].name, "shows the same", told[nearest].name))
+            detail = f"as {told[nearest].name}, {100 * differing[nearest]:.0f} % of the bits differ"
+            out.append(Finding(told[i].name, "shows the same", detail))
     return out
 
 
