@@ -248,6 +248,8 @@ def _check_hierarchy(config: ml_collections.ConfigDict) -> None:
         f"{tuple(config.unet.condition_fill)} has an unknown one",
         "choose zero or linear",
     )
+    bad = config.data.max_bad
+    _require(bad >= 0, "data.max_bad", f"{bad} is negative", "0 stops the run at the first bad video")
     share = config.data.eval_fraction
     _require(0 <= share < 0.5, "data.eval_fraction", f"{share} is not in 0..0.5", "0.1 keeps a tenth for each")
     _require(

@@ -8,7 +8,7 @@ a small size. Of what decodes, these are told, and used all the same:
     hardly changes       no frame differs from the first by more than 1 of 255 levels on average
     nearly one colour    no frame's pixels have a standard deviation above 2 levels
     repeats frames       over 40 % of the frames equal the one before: a slower video in a faster container
-    shows the same       as another video: eight frames, each reduced to 64 gradients, differ in 15 % of the bits at most
+    shows the same       as another video: eight frames, each reduced to 64 gradients, differ in at most 15 % of bits
     variable frame rate  the longest pause between frames is over twice the median
     odd frame rate       below 5 or above 121 frames a second
     caption too long     cut after 10,000 characters

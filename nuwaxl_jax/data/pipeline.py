@@ -4,7 +4,8 @@
              -> rows of this process -> threads or worker processes -> batch
 
 Nothing is random after the item number is fixed, so threads, worker processes,
-restarts and the number of hosts change only the speed. Global batch k holds the
+restarts and the number of hosts change only the speed. A video that cannot be read is replaced by another that the same
+item draws (`data.reading`). Global batch k holds the
 items k B, ..., (k+1) B - 1; process p of P yields its rows p B/P, ..., so that
 the processes' rows, put together in process order, are the same array for any P.
 The cut into processes is the last step before reading: every host shuffles the
@@ -27,6 +28,7 @@ import numpy as np
 
 from nuwaxl_jax import config_rules
 from nuwaxl_jax.data import clips
+from nuwaxl_jax.data import reading
 from nuwaxl_jax.data import sources
 from nuwaxl_jax.data import text
 from nuwaxl_jax.data import videos
@@ -34,33 +36,6 @@ from nuwaxl_jax.data.intake import survey
 from nuwaxl_jax.data.toons import source as toons_source
 
 Batch = dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class ReadClip:
-    """Turns an episode number and a generator into one element (see `make_iterator`)."""
-
-    source: sources.EpisodeSource
-    sampler: clips.ClipSampler
-    tokenizer: text.WordTokenizer
-
-    def __call__(self, episode: int, rng: np.random.Generator) -> Batch:
-        episode = int(episode)
-        clip = self.sampler.sample(rng, self.source.num_frames(episode))
-        frames = self.source.frames(episode, clip.index)  # [l, H, W, 3]
-        if frames.dtype != np.uint8 or frames.shape[:1] + frames.shape[3:] != (len(clip.index), 3):
-            raise ValueError(
-                f"episode {episode} gave frames {frames.dtype} {frames.shape}; "
-                f"expected uint8 [{len(clip.index)}, H, W, 3]."
-            )
-        tokens = self.tokenizer.encode_batch(self.source.captions(episode, clip.index))  # [l, N]
-        return {
-            "frames": frames,
-            "tokens": tokens,
-            "level": np.int32(clip.level),
-            "episode": np.int64(episode),
-            "start": np.int64(clip.index[0]),
-        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,10 +96,14 @@ class ClipIterator(grain.DatasetIterator):
 
     `get_state` is a JSON dict; `set_state` also checks that seed, batch size and
     data are those the state was saved with. Close it when done.
+
+    Attributes:
+      bad_files: what could not be read so far, by this process.
     """
 
-    def __init__(self, rows: ProcessRows, plan: ReadPlan, identity: dict[str, Any]):
+    def __init__(self, rows: ProcessRows, plan: ReadPlan, identity: dict[str, Any], bad_files: reading.BadFiles):
         super().__init__()
+        self.bad_files = bad_files
         self._rows = rows
         self._plan = plan
         self._identity = dict(identity)
@@ -143,6 +122,7 @@ class ClipIterator(grain.DatasetIterator):
             raise ValueError("the data iterator is closed.")
         self.start_prefetch()
         batch = next(self._batches)
+        self.bad_files.note(batch.pop("bad"))
         self._next_batch += 1
         return batch
 
@@ -276,7 +256,7 @@ def make_iterator(
         .seed(seed)
         .shuffle()
         .repeat(num_epochs)
-        .random_map(ReadClip(source, sampler, tokenizer))
+        .random_map(reading.ReadClip(source, sampler, tokenizer, episodes))
     )
     rows = ProcessRows(items, batch_size // process_count, process_index, process_count, 0, num_batches)
     plan = ReadPlan(config.data.num_workers, config.data.num_threads, config.data.prefetch)
@@ -287,7 +267,7 @@ def make_iterator(
         "batch_size": int(batch_size),
         "num_episodes": len(episodes),
     }
-    return ClipIterator(rows, plan, identity)
+    return ClipIterator(rows, plan, identity, reading.BadFiles(source, config.data.max_bad))
 
 
 def _toons(config: ml_collections.ConfigDict, split: str) -> sources.EpisodeSource:

@@ -80,6 +80,10 @@ class VideoSource:
     def __len__(self) -> int:
         return len(self.videos)
 
+    def name(self, i: int) -> str:
+        """The name of video `i`, for reports."""
+        return self.videos[i].entry.name
+
     def num_frames(self, i: int) -> int:
         """Number of frames of video `i`."""
         return self.videos[i].index.info.num_frames

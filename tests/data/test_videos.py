@@ -1,6 +1,7 @@
 """A folder of videos: what is kept and why, captions by time, splits that stay, frames that are the right ones."""
 
 import concurrent.futures
+import contextlib
 import itertools
 import json
 import copy
@@ -208,3 +209,48 @@ def test_pipeline_over_a_folder(tmp_path):
     for row in range(4):
         np.testing.assert_array_equal(numbers(batch["frames"][row]), batch["start"][row] + strides[row] * np.arange(4))
     assert batch["tokens"][0, 0, :6].tolist() == [1, 3, 6, 16, 2, 0]
+
+
+def _damaged(folder, count):
+    """`count` videos, the files of the first two good when they are listed and bad when they are read."""
+    for number in range(count):
+        write_video(folder / f"{number}.mp4", 40)
+    config = config_lib.default()
+    config.data.update(source="folder", path=str(folder), frame_size=16)
+    config.hierarchy.update(segment_length=4, depth=3)
+    config.train.denoiser.update(batch_size=8, clip_length=4)
+    source = pipeline.make_source(config, "train")
+    good = [i for i in range(len(source)) if source.name(i) not in ("0.mp4", "1.mp4")]
+    (folder / "0.mp4").unlink()
+    (folder / "1.mp4").write_bytes(b"no video any more")
+    return config, source, good
+
+
+def test_files_that_go_bad_are_replaced_and_named(tmp_path, capsys):
+    config, source, good = _damaged(tmp_path, 4)
+    rows = {}
+    for hosts, workers in ((1, 0), (2, 0), (1, 2)):
+        config.data.num_workers = workers
+        made = []
+        for host in range(hosts):
+            options = dict(seed=3, process_index=host, process_count=hosts, source=source)
+            with contextlib.closing(pipeline.make_iterator(config, "train", "denoiser", **options)) as iterator:
+                made.append([next(iterator) for _ in range(3)])
+                assert set(iterator.bad_files.times) <= {i for i in range(4) if i not in good}
+        rows[hosts, workers] = [np.concatenate([each[k]["frames"] for each in made]) for k in range(3)]
+        assert set(np.concatenate([each[k]["episode"] for each in made for k in range(3)]).tolist()) == set(good)
+    for other in ((2, 0), (1, 2)):
+        for one, two in zip(rows[1, 0], rows[other]):
+            np.testing.assert_array_equal(one, two)
+    printed = capsys.readouterr().err
+    assert "0.mp4 left out from here on" in printed and "1.mp4 left out from here on" in printed
+    assert "0.mp4: no such file" in printed
+
+
+def test_too_many_bad_files_end_the_run(tmp_path):
+    config, source, _ = _damaged(tmp_path, 4)
+    config.data.max_bad = 1
+    with contextlib.closing(pipeline.make_iterator(config, "train", "denoiser", seed=3, source=source)) as iterator:
+        with pytest.raises(video_io.VideoError, match="data.max_bad: 2 videos .*0.mp4.*--mode=data --check"):
+            for _ in range(9):
+                next(iterator)
