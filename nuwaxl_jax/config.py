@@ -62,7 +62,9 @@ def _data() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         dict(
             source="toons",  # toons: the procedural cartoon; folder: real videos under `path`
-            path="",  # source=folder: a folder of videos and captions, or a manifest (docs/data.md)
+            path="",  # source=folder: a folder of videos and captions, or a manifest (nuwaxl_jax/data/README.md)
+            fps=0.0,  # source=folder: frames a second at which videos are taken, by time; 0 = frame by frame
+            caption_fill="none",  # none | nearest: frames without a caption take the nearest one's
             eval_fraction=0.1,  # share of the videos in the valid split, and as many in the test split
             frame_size=64,  # pixels, height = width. Paper: 128 and 256 [P]
             num_episodes=100_000,  # toons: training episodes in one epoch (each made from its own seed)

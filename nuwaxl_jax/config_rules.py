@@ -15,6 +15,7 @@ _LPIPS_MIN_SIZE = 16  # pixels
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "data.source": ("toons", "folder"),
+    "data.caption_fill": ("none", "nearest"),
     "text.tokenizer": ("words", "clip_bpe"),
     "vae.loss": ("l1", "l2", "l1+l2"),
     "vae.logvar": ("fixed", "learned"),
@@ -248,6 +249,8 @@ def _check_hierarchy(config: ml_collections.ConfigDict) -> None:
         f"{tuple(config.unet.condition_fill)} has an unknown one",
         "choose zero or linear",
     )
+    fps = config.data.fps
+    _require(0 <= fps <= 1000, "data.fps", f"{fps:g} is not in 0..1000", "0 takes videos frame by frame")
     bad = config.data.max_bad
     _require(bad >= 0, "data.max_bad", f"{bad} is negative", "0 stops the run at the first bad video")
     share = config.data.eval_fraction

@@ -163,6 +163,7 @@ def check(
     survey = survey_lib.survey(
         listing.entries,
         min_frames=config.hierarchy.segment_length,
+        fps=data.fps,
         progress=lambda done: progress(f"reading: {done} of {total} videos"),
     )
     looks: list[Look] = []
@@ -196,7 +197,7 @@ def _report(
     funnel = {"found": survey.funnel["found"] + unlisted} | {k: v for k, v in survey.funnel.items() if k != "found"}
     funnel |= ({"undamaged": len(kept)} if decode else {}) | {"kept": len(kept)}
     funnel["kept"] = funnel.pop("kept")  # last
-    lengths = np.array([video.index.info.num_frames for video in kept], np.int64)
+    lengths = np.array([survey_lib.length(video.index, config.data.fps) for video in kept], np.int64)
     hierarchy = config.hierarchy
     sampler = clips.ClipSampler(
         hierarchy.segment_length, hierarchy.depth, hierarchy.segment_length, tuple(config.data.level_weights)

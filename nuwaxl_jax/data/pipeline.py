@@ -284,7 +284,13 @@ def _videos(config: ml_collections.ConfigDict, split: str) -> sources.EpisodeSou
     data = config.data
     least = config.hierarchy.segment_length
     return videos.VideoSource(
-        data.path, split=split, frame_size=data.frame_size, min_frames=least, eval_fraction=data.eval_fraction
+        data.path,
+        split=split,
+        frame_size=data.frame_size,
+        min_frames=least,
+        fps=data.fps,
+        caption_fill=data.caption_fill,
+        eval_fraction=data.eval_fraction,
     )
 
 

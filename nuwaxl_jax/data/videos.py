@@ -1,9 +1,11 @@
 """Real videos as a source of episodes: one video, one episode.
 
 What is read is whatever `data.intake` finds at a path: a folder of videos or of frame folders, or a manifest. Frames
-that no caption covers have the empty one, which is the null prompt. A video's split follows from a hash of its name
-alone, so adding videos moves no other. Videos that cannot be read, are too short or have no caption are left out, and
-the report says how many went at each step, and which.
+count as the file has them, or by time at a given rate: frame k is then what is on the screen at k / fps seconds,
+whatever the file's rate and however it varies. Frames that no caption covers have the empty one, which is the null
+prompt, or the one nearest in time. A video's split follows from a hash of its name alone, so adding videos moves no
+other. Videos that cannot be read, are too short or have no caption are left out, and the report says how many went at
+each step, and which.
 """
 
 import collections
@@ -16,6 +18,8 @@ import numpy as np
 from nuwaxl_jax import video_io
 from nuwaxl_jax.data.intake import places
 from nuwaxl_jax.data.intake import survey as survey_lib
+
+CAPTION_FILLS = ("none", "nearest")
 
 _OPEN_READERS = 8  # a thread
 
@@ -35,6 +39,8 @@ class VideoSource:
         split: str,
         frame_size: int,
         min_frames: int = 1,
+        fps: float = 0.0,
+        caption_fill: str = "none",
         eval_fraction: float = 0.1,
         require_captions: bool = True,
         limits: video_io.Limits = video_io.Limits(),
@@ -46,6 +52,8 @@ class VideoSource:
           split: 'train', 'valid' or 'test'.
           frame_size: height and width of the frames, pixels: the centred square, scaled.
           min_frames: shorter videos are left out.
+          fps: frames a second at which videos are taken, by time; 0: frame by frame as they are.
+          caption_fill: 'none', or 'nearest': frames without a caption take the nearest one's.
           eval_fraction: share of videos in 'valid', and as many in 'test'. Where a split would get none, all are in
             every split.
           require_captions: leave out videos without any caption.
@@ -59,7 +67,10 @@ class VideoSource:
             raise ValueError(f"split is {split!r}; choose one of {survey_lib.SPLITS}.")
         if frame_size < 1 or not 0 <= eval_fraction < 0.5:
             raise ValueError(f"frame_size is {frame_size}, eval_fraction {eval_fraction}; give >= 1 and 0 <= .. < 0.5.")
+        if caption_fill not in CAPTION_FILLS:
+            raise ValueError(f"caption_fill is {caption_fill!r}; choose one of {CAPTION_FILLS}.")
         self._frame_size, self._limits = frame_size, limits
+        self._fps, self._nearest = fps, caption_fill == "nearest"
         self._local = threading.local()
         listing = places.read(path)
         chosen = survey_lib.of_split(listing.entries, split, eval_fraction)
@@ -67,7 +78,9 @@ class VideoSource:
             chosen = listing.entries
             if chosen:
                 print(f"{path}: too few videos to split by name: all {len(chosen)} are in train, valid and test alike.")
-        self.survey = survey_lib.survey(chosen, min_frames=min_frames, require_captions=require_captions, limits=limits)
+        self.survey = survey_lib.survey(
+            chosen, min_frames=min_frames, fps=fps, require_captions=require_captions, limits=limits
+        )
         self.videos = self.survey.videos
         report = f"{path} [{split}]: {self.survey.line()}"
         print("\n".join([report, *survey_lib.lines((*listing.left_out, *self.survey.left_out))]))
@@ -86,11 +99,19 @@ class VideoSource:
 
     def num_frames(self, i: int) -> int:
         """Number of frames of video `i`."""
-        return self.videos[i].index.info.num_frames
+        return survey_lib.length(self.videos[i].index, self._fps)
 
     def fps(self, i: int) -> float:
-        """Mean frames a second of video `i`."""
-        return self.videos[i].index.info.fps
+        """Frames a second of video `i`, on average where nothing was asked for."""
+        return self._fps or self.videos[i].index.info.fps
+
+    def _numbers(self, i: int, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(frame numbers in the file, seconds) of frames `index`."""
+        index, times = np.asarray(index), self.videos[i].index.times
+        if not self._fps:
+            return index, times[index]
+        seconds = index / self._fps
+        return np.maximum(np.searchsorted(times, seconds + 1e-6, side="right") - 1, 0), seconds
 
     def frames(self, i: int, index: np.ndarray) -> np.ndarray:
         """Frames `index` (int [n]) of video `i`: uint8 [n, frame_size, frame_size, 3].
@@ -98,16 +119,26 @@ class VideoSource:
         Raises:
           VideoError: naming the damaged file.
         """
-        return self._reader(i).read(index, self._frame_size)
+        return self._reader(i).read(self._numbers(i, index)[0], self._frame_size)
 
     def captions(self, i: int, index: np.ndarray) -> list[str]:
         """The caption of each frame of `index` (int [n]); '' where there is none."""
         video = self.videos[i]
-        times = video.index.times[np.asarray(index)]
+        numbers, times = self._numbers(i, index)
         texts = [""] * len(times)
+        nearest = np.full(len(times), np.inf)
         for caption in video.entry.captions:
-            for row in np.flatnonzero((caption.start <= times) & (times < caption.end)).tolist():
-                texts[row] = caption.text
+            if caption.frame is None:
+                away = np.maximum(np.maximum(caption.start - times, times - caption.end), 0.0)
+                covered = (caption.start <= times) & (times < caption.end)
+            else:
+                known = video.index.times
+                away = np.abs(times - known[min(caption.frame, len(known) - 1)])
+                covered = numbers == caption.frame
+            away = np.where(covered, -1.0, np.maximum(away, 0.0))
+            closer = covered | (away < nearest) if self._nearest else covered
+            for row in np.flatnonzero(closer).tolist():
+                texts[row], nearest[row] = caption.text, away[row]
         return texts
 
     def _reader(self, i: int) -> survey_lib.Reader:

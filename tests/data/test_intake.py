@@ -106,6 +106,15 @@ def test_rows_with_seconds_caption_one_video(tmp_path):
     }
 
 
+def test_rows_of_single_frames(tmp_path):
+    write_video(tmp_path / "a.mp4")
+    rows = [dict(path="a.mp4", frame=i, text=f"frame {i}") for i in (0, 4)]
+    [entry] = places.read(write_manifest(tmp_path, ".csv", rows)).entries
+    assert [(c.text, c.frame) for c in entry.captions] == [("frame 0", 0), ("frame 4", 4)]
+    listing = places.read(write_manifest(tmp_path, ".csv", [dict(path="a.mp4", frame="1.5", text="no")]))
+    assert left_out(listing) == {"clips.csv:2": "frame is no number by itself"}
+
+
 def test_rows_that_are_no_rows(tmp_path):
     write_video(tmp_path / "a.mp4")
     (tmp_path / "m.jsonl").write_bytes(

@@ -254,3 +254,30 @@ def test_too_many_bad_files_end_the_run(tmp_path):
         with pytest.raises(video_io.VideoError, match="data.max_bad: 2 videos .*0.mp4.*--mode=data --check"):
             for _ in range(9):
                 next(iterator)
+
+
+def test_by_time_at_any_rate(tmp_path):
+    """Two seconds at 10 and at 25 frames a second are the same 20 frames at 10; pauses are held."""
+    write_video(tmp_path / "a.mp4", 20, fps=10)
+    write_video(tmp_path / "b.mp4", 50, fps=25)
+    source = open_folder(tmp_path, split="valid", fps=10.0)
+    assert [source.num_frames(0), source.num_frames(1), source.fps(1)] == [20, 20, 10.0]
+    np.testing.assert_array_equal(numbers(source.frames(0, np.arange(20))), np.arange(20))
+    np.testing.assert_array_equal(numbers(source.frames(1, np.arange(20))), np.arange(0, 50, 2.5).astype(int))
+    np.testing.assert_array_equal(numbers(open_folder(tmp_path, fps=40.0).frames(0, np.arange(9))), np.arange(9) // 4)
+    write_lines(tmp_path / "b.jsonl", [{"start": 1.0, "text": "later"}])
+    texts = open_folder(tmp_path, fps=10.0).captions(1, np.array([9, 10]))
+    assert texts == ["a red star", "later"]
+
+
+def test_captions_of_single_frames_and_the_nearest(tmp_path):
+    write_video(tmp_path / "v.mp4", 40, fps=10, caption=None)
+    lines = [{"frame": 5, "text": "five"}, {"frame": 15, "text": "fifteen"}, {"start": 3, "end": 3.5, "text": "late"}]
+    write_lines(tmp_path / "v.jsonl", lines)
+    index = np.array([0, 5, 9, 11, 15, 22, 23, 30, 39])
+    assert open_folder(tmp_path).captions(0, index) == ["", "five", "", "", "fifteen", "", "", "late", ""]
+    wanted = ["five", "five", "five", "fifteen", "fifteen", "fifteen", "late", "late", "late"]
+    assert open_folder(tmp_path, caption_fill="nearest").captions(0, index) == wanted
+    write_lines(tmp_path / "v.jsonl", [{"frame": 5, "start": 1, "text": "both"}])
+    with pytest.raises(ValueError, match='v.jsonl:1: "frame" = 5 must be a number'):
+        open_folder(tmp_path)

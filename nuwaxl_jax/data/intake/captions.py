@@ -4,8 +4,8 @@
     captions.jsonl    in the top folder: {"video": "a/clip.mp4", "start": 1.5, "end": 4, "text": "..."} a line
     a/clip.jsonl      the same without "video"
 
-`start` (from 0, included) and `end` (excluded) are seconds; without them a line holds from the beginning, or to the
-end.
+A line with "frame": 12 in place of seconds holds for that frame of the file alone. `start` (from 0, included) and `end`
+(excluded) are seconds; without them a line holds from the beginning, or to the end.
 """
 
 from __future__ import annotations
@@ -66,7 +66,10 @@ def _parse_line(entry: Any) -> tuple[str | None, records.Caption]:
     if not isinstance(entry.get("text"), str):
         raise ValueError(f'the field "text" is missing or no string; there are {sorted(entry)}.')
     video = entry.get("video")
+    frame = entry.get("frame")
+    if frame is not None and ("start" in entry or "end" in entry or type(frame) is not int or frame < 0):
+        raise ValueError(f'"frame" = {frame!r} must be a number from 0 on, without "start" and "end".')
     start, end = interval(entry.get("start"), entry.get("end"))
     if video is not None and not isinstance(video, str):
         raise ValueError(f'"video" = {video!r} must be the name of a file.')
-    return video, records.Caption(records.clean(entry["text"]), start, end)
+    return video, records.Caption(records.clean(entry["text"]), start, end, frame)

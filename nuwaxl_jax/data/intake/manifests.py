@@ -6,6 +6,7 @@ Columns go by the names that people use, whatever their case; others are not rea
     caption       text, caption, prompt, description
     name          id, clip_id, video_id, videoid                   (else the path)
     seconds       start, start_time, and end, end_time: several rows may then caption one video
+    frame         frame, frame_index: as well, the caption of that frame alone
     also          fps (of frame folders), split (train, val, valid, validation, dev, test)
 
 Paths are relative to the manifest's folder. A row that cannot be used is left out by name and reason; a table without a
@@ -33,6 +34,7 @@ COLUMNS = {
     "name": ("id", "clip_id", "video_id", "videoid"),
     "start": ("start", "start_time"),
     "end": ("end", "end_time"),
+    "frame": ("frame", "frame_index"),
     "fps": ("fps",),
     "split": ("split",),
 }
@@ -157,7 +159,7 @@ def _number(value: Any, field: str) -> float | None:
 
 
 def _entry(place: pathlib.Path, row: dict[str, Any] | str) -> tuple[records.Entry, bool]:
-    """(the video with at most one caption, whether that is of an interval alone)."""
+    """(the video with at most one caption, whether that is of a part of it alone)."""
     if isinstance(row, str):
         raise _Unusable("row cannot be read", row)
     fields = _fields(row)
@@ -180,9 +182,13 @@ def _entry(place: pathlib.Path, row: dict[str, Any] | str) -> tuple[records.Entr
         raise _Unusable("start is not before end", str(error)) from error
     text = records.clean(fields["text"]) if isinstance(fields["text"], str) else ""
     fps = _number(fields["fps"], "fps") or None
-    captions = (records.Caption(text, start, end),) if text else ()
+    frame = _number(fields["frame"], "frame")
+    if frame is not None and (frame != int(frame) or fields["start"] is not None or fields["end"] is not None):
+        raise _Unusable("frame is no number by itself", repr(fields["frame"]))
+    frame = None if frame is None else int(frame)
+    captions = (records.Caption(text, start, end, frame),) if text else ()
     name = fields["path"].strip() if fields["name"] is None else str(fields["name"]).strip()
-    return records.Entry(name, path, captions, fps, split), (start, end) != (0.0, math.inf)
+    return records.Entry(name, path, captions, fps, split), frame is not None or (start, end) != (0.0, math.inf)
 
 
 def _gather(path: pathlib.Path, rows: Rows) -> tuple[tuple[records.Entry, ...], tuple[records.LeftOut, ...]]:

@@ -15,11 +15,12 @@ class IntakeError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Caption:
-    """A caption for the frames at start <= time < end, in seconds."""
+    """A caption for the frames at start <= time < end, in seconds; or for frame number `frame` alone."""
 
     text: str
     start: float = 0.0
     end: float = math.inf
+    frame: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
 import dataclasses
 import hashlib
+import math
 import os
 
 from nuwaxl_jax import frames_io
@@ -61,6 +62,11 @@ def open_reader(
     return video_io.VideoReader(entry.path, limits, index)
 
 
+def length(index: video_io.VideoIndex, fps: float = 0.0) -> int:
+    """Frames of a video as it is, or when shown at `fps` frames a second."""
+    return max(1, math.floor(index.info.seconds * fps + 1e-6)) if fps else index.info.num_frames
+
+
 def split_of(name: str, eval_fraction: float) -> str:
     """The split of a video by its name: 'train', 'valid' or 'test'."""
     place = int.from_bytes(hashlib.sha256(name.encode("utf-8")).digest()[:8], "big") / 2.0**64
@@ -79,6 +85,7 @@ def survey(
     entries: Sequence[records.Entry],
     *,
     min_frames: int = 1,
+    fps: float = 0.0,
     require_captions: bool = True,
     limits: video_io.Limits = video_io.Limits(),
     progress: Callable[[int], None] = lambda done: None,
@@ -87,7 +94,8 @@ def survey(
 
     Args:
       entries: to look at.
-      min_frames: shorter videos are left out.
+      min_frames: shorter videos are left out; counted at
+      fps: frames a second, or 0: at the file's own.
       require_captions: videos without any caption are left out.
       limits: of what is accepted as a video.
       progress: called with the number of entries done.
@@ -97,7 +105,7 @@ def survey(
     with futures.ThreadPoolExecutor(_THREADS) as pool:
         for done, (entry, index) in enumerate(zip(entries, pool.map(lambda e: _index(e, limits), entries)), start=1):
             progress(done)
-            verdict = index if isinstance(index, records.LeftOut) else _verdict(entry, index, min_frames)
+            verdict = index if isinstance(index, records.LeftOut) else _verdict(entry, length(index, fps), min_frames)
             if verdict is not None and not (verdict.step == "captioned" and not require_captions):
                 left_out.append(verdict)
             else:
@@ -116,8 +124,7 @@ def survey(
     return Survey(tuple(videos), tuple(left_out), funnel)
 
 
-def _verdict(entry: records.Entry, index: video_io.VideoIndex, min_frames: int) -> records.LeftOut | None:
-    count = index.info.num_frames
+def _verdict(entry: records.Entry, count: int, min_frames: int) -> records.LeftOut | None:
     if count < min_frames:
         return records.LeftOut(entry.name, "long enough", f"shorter than {min_frames} frames", f"{count} frames")
     if not entry.captions:
