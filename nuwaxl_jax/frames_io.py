@@ -1,4 +1,4 @@
-"""Folders of numbered images read as videos, with the interface of `video_io.VideoReader` (Pillow)."""
+"""Folders of numbered images, and arrays of frames (.npy), read as videos: the interface of `video_io.VideoReader`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,60 @@ def is_frame_folder(names: Iterable[str]) -> bool:
     return len(_images(names)) >= 2
 
 
-class FrameFolder(contextlib.AbstractContextManager):
+def _cropped(image: Image.Image, size: int) -> Image.Image:
+    """The short side scaled to `size`, the centred square kept."""
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+class _Frames(contextlib.AbstractContextManager):
+    """What both readers share: frames by number, whose times follow from a rate."""
+
+    path: str
+    index: video_io.VideoIndex
+    info: video_io.VideoInfo
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+    def read(self, index: np.ndarray, size: int | None = None) -> np.ndarray:
+        """Frames `index` (int [n], any order): uint8 [n, H, W, 3], RGB; `size` as `VideoReader.read`.
+
+        Raises:
+          VideoError: an image that cannot be read, or that has another size than the first.
+          IndexError: outside 0..num_frames-1.
+        """
+        index = np.asarray(index)
+        if index.size and not 0 <= index.min() <= index.max() < self.info.num_frames:
+            raise IndexError(f"{self.path}: frames {index.min()}..{index.max()} of {self.info.num_frames}.")
+        shape = (size, size) if size is not None else (self.info.height, self.info.width)
+        frames = np.empty((len(index), *shape, 3), np.uint8)
+        for row, number in enumerate(index.tolist()):
+            image = self._image(number)
+            frames[row] = np.asarray(image if size is None else _cropped(image, size))
+        return frames
+
+    def chunks(self, num: int = 64, size: int | None = None) -> Iterator[np.ndarray]:
+        """All frames in order, uint8 [<= num, H, W, 3] at a time."""
+        for start in range(0, self.info.num_frames, num):
+            yield self.read(np.arange(start, min(start + num, self.info.num_frames)), size)
+
+    def _image(self, number: int) -> Image.Image:
+        raise NotImplementedError
+
+    def _of(self, count: int, height: int, width: int, fps: float, limits: video_io.Limits, stamp: tuple[int, int]):
+        video_io.check_limits(self.path, limits, pixels=height * width, seconds=count / fps, frames=count)
+        info = video_io.VideoInfo(count, fps, width, height, count / fps)
+        return video_io.VideoIndex(info, np.arange(count) / fps, None, None, stamp)
+
+
+class FrameFolder(_Frames):
     """Random access to the images of a folder, with its `index` and `info`. Not thread-safe."""
 
     def __init__(
@@ -64,45 +117,16 @@ class FrameFolder(contextlib.AbstractContextManager):
         self.index = self._scan(limits, fps or _DEFAULT_FPS, stamp) if index is None else index
         self.info = self.index.info
 
-    def __exit__(self, *_):
-        self.close()
-
-    def close(self) -> None:
-        """Nothing is kept open."""
-
     def _scan(self, limits: video_io.Limits, fps: float, stamp: tuple[int, int]) -> video_io.VideoIndex:
-        count, seconds = len(self._names), len(self._names) / fps
-        height, width = self._image(0, limits.max_pixels).shape[:2]
-        video_io.check_limits(self.path, limits, pixels=height * width, seconds=seconds, frames=count)
-        info = video_io.VideoInfo(count, fps, width, height, seconds)
-        return video_io.VideoIndex(info, np.arange(count) / fps, None, None, stamp)
+        first = self._image(0, limits.max_pixels)
+        return self._of(len(self._names), first.height, first.width, fps, limits, stamp)
 
-    def read(self, index: np.ndarray, size: int | None = None) -> np.ndarray:
-        """Images `index` (int [n], any order): uint8 [n, H, W, 3], RGB; `size` as `VideoReader.read`.
-
-        Raises:
-          VideoError: an image that cannot be read, or that has another size than the first.
-          IndexError: outside 0..num_frames-1.
-        """
-        index = np.asarray(index)
-        if index.size and not 0 <= index.min() <= index.max() < self.info.num_frames:
-            raise IndexError(f"{self.path}: frames {index.min()}..{index.max()} of {self.info.num_frames}.")
-        shape = (size, size) if size is not None else (self.info.height, self.info.width)
-        frames = np.empty((len(index), *shape, 3), np.uint8)
-        for row, number in enumerate(index.tolist()):
-            frames[row] = self._image(number, self.info.width * self.info.height, size)
-        return frames
-
-    def chunks(self, num: int = 64, size: int | None = None) -> Iterator[np.ndarray]:
-        """All frames in order, uint8 [<= num, H, W, 3] at a time."""
-        for start in range(0, self.info.num_frames, num):
-            yield self.read(np.arange(start, min(start + num, self.info.num_frames)), size)
-
-    def _image(self, number: int, max_pixels: int, size: int | None = None) -> np.ndarray:
+    def _image(self, number: int, max_pixels: int = 0) -> Image.Image:
         path = os.path.join(self.path, self._names[number])
+        most = max_pixels or self.info.width * self.info.height
         try:
             with Image.open(path) as image:
-                if image.width * image.height > max_pixels:
+                if image.width * image.height > most:
                     raise video_io.VideoError(f"{path}: {image.width}x{image.height} is larger than it may be.")
                 image = ImageOps.exif_transpose(image)
                 if image.mode.startswith("I"):  # 16 bits a channel
@@ -116,10 +140,39 @@ class FrameFolder(contextlib.AbstractContextManager):
         if known is not None and (image.width, image.height) != (known.width, known.height):
             size_of = f"{image.width}x{image.height}, the first image {known.width}x{known.height}"
             raise video_io.VideoError(f"{path}: is {size_of}; give images of one size.")
-        if size is not None:
-            scale = size / min(image.size)
-            width, height = (max(size, round(side * scale)) for side in image.size)
-            image = image.resize((width, height), Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
-            left, top = (width - size) // 2, (height - size) // 2
-            image = image.crop((left, top, left + size, top + size))
-        return np.asarray(image)
+        return image
+
+
+class FrameArray(_Frames):
+    """Random access to the frames of a .npy file, uint8 [F, H, W, 3], read from the disk as they are asked for."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        limits: video_io.Limits = video_io.Limits(),
+        index: video_io.VideoIndex | None = None,
+        fps: float | None = None,
+    ):
+        """Opens the file; arguments as `FrameFolder`.
+
+        Raises:
+          VideoError: no such array, or over a limit.
+          FileNotFoundError: no such file.
+        """
+        self.path = os.fspath(path)
+        status = os.stat(self.path)
+        stamp = (status.st_size, status.st_mtime_ns)
+        if index is not None and index.stamp != stamp:
+            raise video_io.VideoError(f"{self.path}: has changed since it was indexed; start again.")
+        try:
+            self._frames = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise video_io.VideoError(f"{self.path}: cannot be read as an array ({error}).") from error
+        shape = self._frames.shape
+        if self._frames.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or not self._frames.size:
+            raise video_io.VideoError(f"{self.path}: holds {self._frames.dtype} {shape}, not uint8 [F, H, W, 3].")
+        self.index = self._of(*shape[:3], fps or _DEFAULT_FPS, limits, stamp) if index is None else index
+        self.info = self.index.info
+
+    def _image(self, number: int) -> Image.Image:
+        return Image.fromarray(np.ascontiguousarray(self._frames[number]))

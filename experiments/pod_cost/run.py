@@ -60,6 +60,8 @@ def rows() -> dict[str, tuple[str, str, str, tuple[str, ...]]]:
         if program == "train/denoiser":
             for label, overrides in LONG:
                 out[f"L=32, {label}"] = "paper128", "v5e-16", program, (*_base("v5e-16"), *long, *overrides)
+    smaller = (*_base("v5e-16"), "unet.remat=blocks")
+    out["paper256 on v5e-16, blocks recomputed"] = "paper256", "v5e-16", "train/denoiser", smaller
     out["L=32, sampling"] = "paper128", "v5e-16", "sample/level_2", (*_base("v5e-16"), *long)
     return out
 
@@ -103,7 +105,7 @@ def table(results: dict[str, dict]) -> str:
         row = results.get(label)
         if row is None:
             continue
-        where = label if label.startswith("L=") else f"{row['preset']}, {row['slice']}"
+        where = label if "," in label else f"{row['preset']}, {row['slice']}"
         if "error" in row:
             lines.append(f"| {where} | {row['program']} | {row['error']} | | | | |")
             continue

@@ -244,3 +244,36 @@ def test_splits_said_by_the_owner_hold(tmp_path):
     entries = places.read(write_manifest(tmp_path, ".csv", rows)).entries
     assert [e.name for e in survey.of_split(entries, "train", 0.1)] == ["a.mp4", "d.mp4"]
     assert [e.name for e in survey.of_split(entries, "valid", 0.1)] == ["b.mp4"]
+
+
+def test_flintstones_by_its_layout(tmp_path):
+    ids = [f"s_01_e_0{e}_shot_000{f}_000{f + 74}" for e, f in ((1, 100), (1, 175), (2, 300))]
+    annotations = [dict(globalID=name, description=f"Fred {i}.", setting="room") for i, name in enumerate(ids)]
+    strangers = [dict(description="nobody"), dict(globalID="s_01_e_09_shot_000001_000075", description="gone")]
+    (tmp_path / "flintstones_annotations_v1-0.json").write_text(json.dumps(annotations + strangers))
+    (tmp_path / "train-val-test_split.json").write_text(json.dumps(dict(train=ids[:1], val=ids[1:2], test=ids[2:])))
+    with pytest.raises(records.IntakeError, match="none of the folders video_frames, "):
+        places.read(tmp_path)
+    (tmp_path / "video_frames").mkdir()
+    for i, name in enumerate(ids):
+        frames = np.broadcast_to(np.arange(75, dtype=np.uint8)[:, None, None, None] + i, (75, 16, 16, 3))
+        np.save(tmp_path / "video_frames" / f"{name}.npy", frames)
+    listing = places.read(tmp_path)
+    assert listing.layout == "flintstones"
+    assert [(e.name, e.split, e.captions[0].text) for e in listing.entries] == [
+        (name, split, f"Fred {i}.") for i, (name, split) in enumerate(zip(ids, survey.SPLITS))
+    ]
+    assert sorted(left_out(listing).values()) == ["globalID is none", "no such file"]
+    with survey.open_reader(listing.entries[1]) as reader:
+        assert (reader.info.num_frames, reader.info.fps) == (75, 25.0)
+        np.testing.assert_array_equal(reader.read(np.array([70, 3]), 8)[:, 0, 0, 0], [71, 4])
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 8, 8, 3)), np.zeros((4, 8, 8), np.uint8), np.array([{}], object)])
+def test_arrays_that_are_no_frames(tmp_path, array):
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(video_io.VideoError, match="a.npy: (holds|cannot be read)"):
+        frames_io.FrameArray(tmp_path / "a.npy")
+    (tmp_path / "b.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:100])
+    with pytest.raises(video_io.VideoError, match="b.npy: cannot be read"):
+        frames_io.FrameArray(tmp_path / "b.npy")

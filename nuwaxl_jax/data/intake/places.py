@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 
+from nuwaxl_jax.data.intake import flintstones
 from nuwaxl_jax.data.intake import folders
 from nuwaxl_jax.data.intake import manifests
 from nuwaxl_jax.data.intake import records
@@ -15,8 +16,9 @@ _MANIFESTS = tuple(f"{name}{suffix}" for name in ("metadata", "manifest") for su
 def read(path: str | os.PathLike) -> records.Listing:
     """All videos of a folder or a manifest.
 
-    A manifest file; a folder with `metadata` or `manifest` .csv, .tsv, .jsonl, .json or .parquet in it; a folder with
-    `prompts.txt` and `videos.txt`; else a folder of videos and frame folders with captions beside them.
+    A manifest file; a folder with `metadata` or `manifest` .csv, .tsv, .jsonl, .json or .parquet in it; CRAFT's or
+    FlintstonesSV's folder; a folder with `prompts.txt` and `videos.txt`; else a folder of videos and frame folders with
+    captions beside them.
 
     Raises:
       FileNotFoundError: nothing is there.
@@ -35,6 +37,8 @@ def read(path: str | os.PathLike) -> records.Listing:
         raise records.IntakeError(f"data.path: {place} holds {' and '.join(present)}; name the one that is meant")
     if present:
         return manifests.read(place / present[0])
+    if flintstones.is_here(place):
+        return flintstones.read(place)
     if (place / "videos.txt").is_file() and (place / "prompts.txt").is_file():
         return manifests.read_lists(place)
     return folders.read(place)

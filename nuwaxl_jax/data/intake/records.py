@@ -29,7 +29,7 @@ class Entry:
 
     Attributes:
       name: tells it from all others; its hash decides its split.
-      path: a video file, or a folder of numbered images.
+      path: a video file, a folder of numbered images, or an array of frames (.npy).
       captions: in ascending order of precedence.
       fps: frames a second where the file does not say it (images); None: unknown.
       split: 'train', 'valid' or 'test' where the owner says so; None: by the name's hash.
@@ -66,7 +66,7 @@ class Listing:
 
     Attributes:
       place: the folder or the manifest.
-      layout: 'folder', 'manifest' or 'lists'.
+      layout: 'folder', 'manifest', 'lists' or 'flintstones'.
       entries: ordered by name.
       left_out: at the step 'listed'.
     """

@@ -19,7 +19,7 @@ SPLITS = ("train", "valid", "test")
 _THREADS = 4
 _NAMED = 3  # of those left out for one reason, in the report
 
-Reader = video_io.VideoReader | frames_io.FrameFolder
+Reader = video_io.VideoReader | frames_io.FrameFolder | frames_io.FrameArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +59,8 @@ def open_reader(
     """A reader of a video's file or folder; raises as `VideoReader` does."""
     if os.path.isdir(entry.path):
         return frames_io.FrameFolder(entry.path, limits, index, entry.fps)
+    if str(entry.path).lower().endswith(".npy"):
+        return frames_io.FrameArray(entry.path, limits, index, entry.fps)
     return video_io.VideoReader(entry.path, limits, index)
 
 
