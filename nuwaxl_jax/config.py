@@ -61,8 +61,11 @@ def _stage(**overrides: Any) -> ml_collections.ConfigDict:
 def _data() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         dict(
-            source="toons",  # toons: the procedural cartoon; folder: real videos under `path`
+            source="toons",  # toons: the procedural cartoon; folder: real videos at `path`; tfds: a TFDS data set
             path="",  # source=folder: a folder of videos and captions, or a manifest (nuwaxl_jax/data/README.md)
+            tfds_name="",  # source=tfds: of the data set, as ucf101; `path` is then TFDS's data_dir
+            tfds_video="video",  # source=tfds: feature that holds the frames; a/b reaches into nested ones
+            tfds_caption="",  # source=tfds: feature that holds the caption or the class label; '' = none
             fps=0.0,  # source=folder: frames a second at which videos are taken, by time; 0 = frame by frame
             caption_fill="none",  # none | nearest: frames without a caption take the nearest one's
             eval_fraction=0.1,  # share of the videos in the valid split, and as many in the test split

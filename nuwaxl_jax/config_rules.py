@@ -14,7 +14,7 @@ LPIPS_NONE = "none"  # vae.lpips_sha256 of a run that asked for LPIPS and went o
 _LPIPS_MIN_SIZE = 16  # pixels
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "data.source": ("toons", "folder"),
+    "data.source": ("toons", "folder", "tfds"),
     "data.caption_fill": ("none", "nearest"),
     "text.tokenizer": ("words", "clip_bpe"),
     "vae.loss": ("l1", "l2", "l1+l2"),
@@ -309,6 +309,12 @@ def validate_training(config: ml_collections.ConfigDict) -> ml_collections.Confi
         "data.path",
         "is empty",
         "give the folder of videos with --config.data.path=DIR",
+    )
+    _require(
+        config.data.source != "tfds" or bool(config.data.tfds_name),
+        "data.tfds_name",
+        "is empty",
+        "name the TFDS data set, as configs/tfds.py does",
     )
     _require(
         config.text.tokenizer != "clip_bpe" or bool(config.text.vocabulary),

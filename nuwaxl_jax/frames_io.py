@@ -33,7 +33,7 @@ def is_frame_folder(names: Iterable[str]) -> bool:
     return len(_images(names)) >= 2
 
 
-def _cropped(image: Image.Image, size: int) -> Image.Image:
+def cropped(image: Image.Image, size: int) -> Image.Image:
     """The short side scaled to `size`, the centred square kept."""
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
@@ -69,7 +69,7 @@ class _Frames(contextlib.AbstractContextManager):
         frames = np.empty((len(index), *shape, 3), np.uint8)
         for row, number in enumerate(index.tolist()):
             image = self._image(number)
-            frames[row] = np.asarray(image if size is None else _cropped(image, size))
+            frames[row] = np.asarray(image if size is None else cropped(image, size))
         return frames
 
     def chunks(self, num: int = 64, size: int | None = None) -> Iterator[np.ndarray]:

@@ -294,4 +294,21 @@ def _videos(config: ml_collections.ConfigDict, split: str) -> sources.EpisodeSou
     )
 
 
-SOURCES = {"toons": _toons, "folder": _videos}
+def _tfds(config: ml_collections.ConfigDict, split: str) -> sources.EpisodeSource:
+    from nuwaxl_jax.data import tfds_source  # slow to import, and only this source needs it
+
+    data = config.data
+    return tfds_source.TFDSSource(
+        data.tfds_name,
+        split=split,
+        frame_size=data.frame_size,
+        video=data.tfds_video,
+        caption=data.tfds_caption,
+        fps=data.fps or tfds_source.FPS,
+        data_dir=data.path,
+        min_frames=config.hierarchy.segment_length,
+        eval_fraction=data.eval_fraction,
+    )
+
+
+SOURCES = {"tfds": _tfds, "toons": _toons, "folder": _videos}
