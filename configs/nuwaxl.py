@@ -88,6 +88,7 @@ def _training(config: ml_collections.ConfigDict) -> None:
         batch_size=64,
         num_steps=100_000,
         learning_rate=1e-4,  # of new layers
+        trainable="unet",  # the text encoder stays as it is, as in Stable Diffusion [I]
         pretrained_lr_ratio=0.1,
         ema_decay=0.9999,
         checkpoint_every=1000,

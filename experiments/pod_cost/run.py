@@ -28,8 +28,10 @@ PRESETS = ("paper128", "paper256")
 PROGRAMS = ("train/denoiser", "sample/level_2", "decode", "train/vae")
 # The ablation that ran out of memory in the paper (Table 2d): segments of 32 frames. From the preset as it is to one
 # that fits, each step adding to the one before.
+_ALL = ("train.denoiser.trainable=",)
 LONG = (
     ("as it is", ()),
+    ("text encoder trained too", _ALL),
     ("blocks recomputed", ("unet.remat=blocks",)),
     ("one clip a chip at a time", ("unet.remat=blocks", "train.denoiser.accumulate=4")),
 )
@@ -60,6 +62,12 @@ def rows() -> dict[str, tuple[str, str, str, tuple[str, ...]]]:
         if program == "train/denoiser":
             for label, overrides in LONG:
                 out[f"L=32, {label}"] = "paper128", "v5e-16", program, (*_base("v5e-16"), *long, *overrides)
+    out["paper128 on v5e-16, text encoder trained too"] = (
+        "paper128",
+        "v5e-16",
+        "train/denoiser",
+        (*_base("v5e-16"), *_ALL),
+    )
     smaller = (*_base("v5e-16"), "unet.remat=blocks")
     out["paper256 on v5e-16, blocks recomputed"] = "paper256", "v5e-16", "train/denoiser", smaller
     out["L=32, sampling"] = "paper128", "v5e-16", "sample/level_2", (*_base("v5e-16"), *long)

@@ -195,6 +195,7 @@ def compile_step(
         mesh=mesh,
         state=state,
         frozen=frozen,
+        learning=optim.learning_pattern(settings.trainable, task.new_layers),
     )
     return step.lower(state, frozen, batch, jax.ShapeDtypeStruct((), jnp.uint32)).compile()
 

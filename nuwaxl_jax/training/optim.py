@@ -133,8 +133,13 @@ def make_optimizer(
     update = optax.chain(optax.clip_by_global_norm(grad_clip), update) if grad_clip > 0 else update
     if not trainable:
         return update
-    pattern = new_layers if trainable == "new" else trainable
+    pattern = learning_pattern(trainable, new_layers)
     return optax.partition({True: update, False: optax.set_to_zero()}, functools.partial(learns, pattern=pattern))
+
+
+def learning_pattern(trainable: str, new_layers: str) -> str:
+    """The pattern of the paths that learn, of `train.<stage>.trainable`; '' is all."""
+    return new_layers if trainable == "new" else trainable
 
 
 def learns(params: Any, pattern: str) -> Any:

@@ -47,6 +47,7 @@ def gradients(
     *,
     accumulate: int = 1,
     mesh: Mesh | None = None,
+    held: Callable[[Any], Any] = lambda params: params,
 ) -> tuple[jax.Array, Metrics, Any]:
     """(loss, metrics, gradient) of a batch, by a scan over `accumulate` equal micro-batches.
 
@@ -58,11 +59,12 @@ def gradients(
       keys: [B], one an example.
       accumulate: divides B.
       mesh: of the batch.
+      held: stops the gradient of parameters that do not learn.
 
     Raises:
       ValueError: accumulate does not divide the batch.
     """
-    value_and_grad = jax.value_and_grad(task.loss, has_aux=True)
+    value_and_grad = jax.value_and_grad(lambda params, *rest: task.loss(held(params), *rest), has_aux=True)
     if accumulate == 1:
         (loss, values), grads = value_and_grad(params, frozen, batch, keys)
         return loss, values, grads
@@ -94,6 +96,7 @@ def make_train_step(
     mesh: Mesh | None = None,
     state: Any = None,
     frozen: Any = None,
+    learning: str = "",
 ) -> StepFn:
     """(state, frozen, batch, seed) -> (state, metrics), jitted, the state donated.
 
@@ -107,21 +110,29 @@ def make_train_step(
       mesh: None leaves every placement to the arguments.
       state: the real or abstract state, for its shardings; needed with a mesh.
       frozen: the real frozen tree, for its shardings; needed with a mesh.
+      learning: pattern of the paths that learn, as the optimizer's; the others' gradients are not computed. '' is all.
 
-    The metrics hold the task's own and loss, grad_norm (before clipping), param_norm, learning_rate, first_bad_step.
+    The metrics hold the task's own and loss, grad_norm (of what learns, before clipping), param_norm, learning_rate, first_bad_step.
     `metrics.merge` joins those of several steps without a transfer.
     """
+
+    def held(params):
+        if not learning:
+            return params
+        mask = optim.learns(params, learning)
+        return jax.tree.map(lambda p, learns: p if learns else jax.lax.stop_gradient(p), params, mask)
 
     def step(state, frozen, batch, seed):
         size = jax.tree.leaves(batch)[0].shape[0]
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step), size)
         parts = dict(accumulate=accumulate, mesh=mesh)
         if state.extra is None:
-            loss, values, grads = gradients(task, state.params, frozen, batch, keys, **parts)
+            loss, values, grads = gradients(task, state.params, frozen, batch, keys, held=held, **parts)
             extra = None
         else:
             trained, seen = (state.params, state.extra["params"]), dict(frozen, step=state.step)
-            loss, values, (grads, extra_grads) = gradients(task, trained, seen, batch, keys, **parts)
+            both = dict(held=lambda pair: (held(pair[0]), pair[1]), **parts)
+            loss, values, (grads, extra_grads) = gradients(task, trained, seen, batch, keys, **both)
             extra = task.objective.update(state.extra, extra_grads, state.step)
         loss = loss.astype(jnp.float32)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -64,6 +64,25 @@ def test_devices_change_nothing(linear, sizes, accumulate):
     assert many_metrics == pytest.approx(one_metrics, rel=1e-5)
 
 
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_no_gradient_is_computed_of_what_does_not_learn(linear, accumulate):
+    """The same parameters as with the optimizer's mask alone, and half the products: no kernel's gradient."""
+    task, batch = linear.Task(), next(linear.Numbers(16))
+    batch = {name: batch[name] for name in task.fields}
+    optimizer = optim.make_optimizer(learning_rate=0.1, num_steps=10, trainable="bias")
+    made, products = {}, {}
+    for learning in ("", "bias"):
+        state = state_lib.create(task, optimizer, jax.random.key(0))
+        step = steps.make_train_step(task, optimizer, ema_limit=0.9, accumulate=accumulate, learning=learning)
+        program = step.lower(state, linear.frozen, batch, np.uint32(0)).compile()
+        products[learning] = program.as_text().count(" dot(")
+        made[learning] = program(state, linear.frozen, batch, np.uint32(0))
+    assert products["bias"] < products[""]
+    jax.tree.map(np.testing.assert_array_equal, made["bias"][0].params, made[""][0].params)
+    norms = {name: metrics.to_host(values)[0]["grad_norm"] for name, (_, values) in made.items()}
+    assert 0 < norms["bias"] < norms[""]
+
+
 def test_noise_of_an_example_is_its_own_and_changes_with_the_step(linear):
     # One batch again and again, a learning rate of 0: the loss moves by its noise alone.
     task, optimizer = linear.Task(noise=1.0), optim.make_optimizer(learning_rate=0.0, num_steps=10)
