@@ -112,7 +112,8 @@ def make_train_step(
       frozen: the real frozen tree, for its shardings; needed with a mesh.
       learning: pattern of the paths that learn, as the optimizer's; the others' gradients are not computed. '' is all.
 
-    The metrics hold the task's own and loss, grad_norm (of what learns, before clipping), param_norm, learning_rate, first_bad_step.
+    The metrics hold the task's own and loss, grad_norm (of what learns, before clipping), param_norm, learning_rate,
+    first_bad_step.
     `metrics.merge` joins those of several steps without a transfer.
     """
 
