@@ -40,6 +40,9 @@ def bundle_from_workdir(workdir: str) -> tuple[dict[str, Any], ml_collections.Co
     """
     config = read_config(workdir)
     denoisers = [stage for stage in lineage.stages(config) if lineage.section_of(stage) == "denoiser"]
+    if not denoisers:
+        problem = f"the run in {workdir} has no denoiser, only {', '.join(lineage.stages(config))}"
+        raise ValueError(f"train.stages: {problem}; train one, with train.init_from or in the same run")
     frozen = lineage.frozen_of(config, workdir, denoisers[0])
     bundle = dict(frozen, denoisers=tuple(checkpoint.restore_ema(workdir, stage) for stage in denoisers))
     trained = [*filter(None, [lineage.vae_stage(workdir)]), *denoisers]
