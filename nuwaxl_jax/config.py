@@ -67,6 +67,7 @@ def _data() -> ml_collections.ConfigDict:
             tfds_video="video",  # source=tfds: feature that holds the frames; a/b reaches into nested ones
             tfds_caption="",  # source=tfds: feature that holds the caption or the class label; '' = none
             fps=0.0,  # source=folder: frames a second at which videos are taken, by time; 0 = frame by frame
+            captions="",  # source=folder: a captions.jsonl of its own, before what the place says
             caption_fill="none",  # none | nearest: frames without a caption take the nearest one's
             eval_fraction=0.1,  # share of the videos in the valid split, and as many in the test split
             frame_size=64,  # pixels, height = width. Paper: 128 and 256 [P]

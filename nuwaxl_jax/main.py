@@ -7,6 +7,7 @@
   python -m nuwaxl_jax.main --mode=export --weights=FILE.safetensors --layout=diffusers --out=FOLDER
   python -m nuwaxl_jax.main --mode=import --source=PIPELINE --config=FILE:PRESET --weights=FILE.safetensors [--dry_run]
   python -m nuwaxl_jax.main --mode=data --check --config.data.path=VIDEOS [--nodecode] [--out=REPORT.json]
+  python -m nuwaxl_jax.main --mode=data --caption=command --program=CMD --config.data.path=VIDEOS --out=CAPTIONS.jsonl
   python -m nuwaxl_jax.main --mode=compile --config=FILE:PRESET [--topology=v5e:4x4] [--parts=train,sample] [--out=JSON]
 
 Sampling and evaluation read the config that the weights carry; `--config.KEY=VALUE` then overrides single fields.
@@ -66,6 +67,16 @@ flags.DEFINE_string(
 )
 flags.DEFINE_bool("check", False, "--mode=data: report on every video at config.data.path.")
 flags.DEFINE_bool("decode", True, "--mode=data --check: decode every frame, or look at containers and captions alone.")
+flags.DEFINE_enum(
+    "caption",
+    None,
+    ["from_annotations", "command", "transformers"],
+    "--mode=data: caption frames of every video at config.data.path into --out.",
+)
+flags.DEFINE_string("program", "", "--caption=command: reads paths of images, a line each, prints a caption a line.")
+flags.DEFINE_string("model", "", "--caption=transformers: folder of a GIT or BLIP model.")
+flags.DEFINE_float("stride", 1.0, "--caption: seconds from captioned frame to captioned frame.", lower_bound=0.001)
+flags.DEFINE_string("overrides", "", "--caption: a jsonl of captions written by hand, applied last.")
 flags.DEFINE_string(
     "topology", "", "--mode=compile: TPUs by name, v5e:4x4 or v5e-16, without having them; '' = this machine's devices."
 )
@@ -173,16 +184,25 @@ def _export() -> None:
 
 
 def _data() -> None:
-    from nuwaxl_jax.data import doctor
-
-    if not FLAGS.check:
-        raise UsageError("--mode=data needs --check")
-    if FLAGS.out and not FLAGS.out.endswith(".json"):
-        raise UsageError("--out must name the .json file to write")
     config = config_lib.validate(FLAGS.config)
+    if FLAGS.check == bool(FLAGS.caption):
+        raise UsageError("--mode=data needs --check, or --caption")
     if not config.data.path:
         raise UsageError("config.data.path is empty; give a folder of videos or a manifest with --config.data.path=DIR")
-    doctor.check(config, decode=FLAGS.decode, out=FLAGS.out, progress=_progress_line())
+    wanted = ".json" if FLAGS.check else ".jsonl"
+    if not FLAGS.out.endswith(wanted) and (FLAGS.out or FLAGS.caption):
+        raise UsageError(f"--out must name the {wanted} file to write")
+    if FLAGS.check:
+        from nuwaxl_jax.data import doctor
+
+        doctor.check(config, decode=FLAGS.decode, out=FLAGS.out, progress=_progress_line())
+        return
+    from nuwaxl_jax.data.captioning import captioners
+    from nuwaxl_jax.data.captioning import run
+
+    captioner = captioners.make(FLAGS.caption, FLAGS.program, FLAGS.model)
+    options = dict(stride=FLAGS.stride, overrides=FLAGS.overrides, progress=_progress_line())
+    run.run(config, captioner, FLAGS.out, **options)
 
 
 def _progress_line() -> Any:

@@ -158,7 +158,7 @@ def check(
       ValueError: no video is left; the report has been given and written before.
     """
     path, data = config.data.path, config.data
-    listing = places.read(path)
+    listing = places.read(path, data.captions)
     total = len(listing.entries)
     survey = survey_lib.survey(
         listing.entries,

@@ -289,6 +289,7 @@ def _videos(config: ml_collections.ConfigDict, split: str) -> sources.EpisodeSou
         frame_size=data.frame_size,
         min_frames=least,
         fps=data.fps,
+        captions=data.captions,
         caption_fill=data.caption_fill,
         eval_fraction=data.eval_fraction,
     )

@@ -40,6 +40,7 @@ class VideoSource:
         frame_size: int,
         min_frames: int = 1,
         fps: float = 0.0,
+        captions: str = "",
         caption_fill: str = "none",
         eval_fraction: float = 0.1,
         require_captions: bool = True,
@@ -53,6 +54,7 @@ class VideoSource:
           frame_size: height and width of the frames, pixels: the centred square, scaled.
           min_frames: shorter videos are left out.
           fps: frames a second at which videos are taken, by time; 0: frame by frame as they are.
+          captions: a captions.jsonl of its own, which comes before what the place says; '' for none.
           caption_fill: 'none', or 'nearest': frames without a caption take the nearest one's.
           eval_fraction: share of videos in 'valid', and as many in 'test'. Where a split would get none, all are in
             every split.
@@ -72,7 +74,7 @@ class VideoSource:
         self._frame_size, self._limits = frame_size, limits
         self._fps, self._nearest = fps, caption_fill == "nearest"
         self._local = threading.local()
-        listing = places.read(path)
+        listing = places.read(path, captions)
         chosen = survey_lib.of_split(listing.entries, split, eval_fraction)
         if chosen is None:
             chosen = listing.entries
@@ -123,23 +125,7 @@ class VideoSource:
 
     def captions(self, i: int, index: np.ndarray) -> list[str]:
         """The caption of each frame of `index` (int [n]); '' where there is none."""
-        video = self.videos[i]
-        numbers, times = self._numbers(i, index)
-        texts = [""] * len(times)
-        nearest = np.full(len(times), np.inf)
-        for caption in video.entry.captions:
-            if caption.frame is None:
-                away = np.maximum(np.maximum(caption.start - times, times - caption.end), 0.0)
-                covered = (caption.start <= times) & (times < caption.end)
-            else:
-                known = video.index.times
-                away = np.abs(times - known[min(caption.frame, len(known) - 1)])
-                covered = numbers == caption.frame
-            away = np.where(covered, -1.0, np.maximum(away, 0.0))
-            closer = covered | (away < nearest) if self._nearest else covered
-            for row in np.flatnonzero(closer).tolist():
-                texts[row], nearest[row] = caption.text, away[row]
-        return texts
+        return survey_lib.texts(self.videos[i], *self._numbers(i, index), nearest=self._nearest)
 
     def _reader(self, i: int) -> survey_lib.Reader:
         """This thread's reader of video `i`; the least recently used are closed."""

@@ -41,7 +41,7 @@ def read_lines(path: pathlib.Path) -> list[tuple[str | None, records.Caption]]:
         if not line.strip():
             continue
         try:
-            entries.append(_parse_line(json.loads(line)))
+            entries.append(parse_line(json.loads(line)))
         except ValueError as error:
             raise records.IntakeError(f"{path}:{number}: {error}") from error
     return entries
@@ -60,7 +60,8 @@ def interval(start: Any, end: Any) -> tuple[float, float]:
     return float(start), float(end)
 
 
-def _parse_line(entry: Any) -> tuple[str | None, records.Caption]:
+def parse_line(entry: Any) -> tuple[str | None, records.Caption]:
+    """(its "video" or None, the caption) of one line's object; ValueError names the field."""
     if not isinstance(entry, dict):
         raise ValueError('each line must be an object such as {"start": 0, "end": 2.5, "text": "..."}.')
     if not isinstance(entry.get("text"), str):

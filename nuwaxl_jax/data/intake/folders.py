@@ -47,6 +47,26 @@ def _beside(folder: pathlib.Path, name: str, suffix: str) -> pathlib.Path:
     return path.with_suffix(suffix) if path.suffix.lower() in video_io.VIDEO_SUFFIXES else folder / f"{name}{suffix}"
 
 
+def shared_captions(
+    file: pathlib.Path, names: set[str]
+) -> tuple[dict[str, list[records.Caption]], list[records.LeftOut]]:
+    """The lines of a captions.jsonl by video, and those of none.
+
+    Raises:
+      IntakeError: a malformed line, or one without "video".
+    """
+    found: dict[str, list[records.Caption]] = {}
+    strangers = []
+    for number, (video, caption) in enumerate(captions_lib.read_lines(file), start=1):
+        if video is None:
+            raise records.IntakeError(f'{file}: entry {number} has no field "video" that names its file.')
+        if video in names:
+            found.setdefault(video, []).append(caption)
+        else:
+            strangers.append(records.LeftOut(video, "caption", "caption of no video", f"{file.name}, entry {number}"))
+    return found, strangers
+
+
 def _captions(
     folder: pathlib.Path, names: list[str]
 ) -> tuple[dict[str, tuple[records.Caption, ...]], list[records.LeftOut]]:

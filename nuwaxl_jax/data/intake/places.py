@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 
@@ -13,7 +14,25 @@ from nuwaxl_jax.data.intake import records
 _MANIFESTS = tuple(f"{name}{suffix}" for name in ("metadata", "manifest") for suffix in manifests.SUFFIXES)
 
 
-def read(path: str | os.PathLike) -> records.Listing:
+def read(path: str | os.PathLike, captions: str = "") -> records.Listing:
+    """All videos of a folder or a manifest; with `captions`, a captions.jsonl whose lines come before their own.
+
+    Raises:
+      FileNotFoundError: nothing is there.
+      IntakeError: it cannot be understood as a whole.
+    """
+    listing = _read(pathlib.Path(path))
+    if not captions:
+        return listing
+    file = pathlib.Path(captions)
+    if not file.is_file():
+        raise FileNotFoundError(f"data.captions: {captions} does not exist; give a captions.jsonl, or leave it empty")
+    more, left_out = folders.shared_captions(file, {entry.name for entry in listing.entries})
+    entries = (dataclasses.replace(e, captions=(*e.captions, *more.get(e.name, ()))) for e in listing.entries)
+    return dataclasses.replace(listing, entries=tuple(entries), left_out=(*listing.left_out, *left_out))
+
+
+def _read(place: pathlib.Path) -> records.Listing:
     """All videos of a folder or a manifest.
 
     A manifest file; a folder with `metadata` or `manifest` .csv, .tsv, .jsonl, .json or .parquet in it; CRAFT's or
@@ -24,7 +43,6 @@ def read(path: str | os.PathLike) -> records.Listing:
       FileNotFoundError: nothing is there.
       IntakeError: it cannot be understood as a whole.
     """
-    place = pathlib.Path(path)
     if place.is_file():
         if place.suffix.lower() not in manifests.SUFFIXES:
             kinds = ", ".join(manifests.SUFFIXES)

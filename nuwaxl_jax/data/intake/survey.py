@@ -10,6 +10,8 @@ import hashlib
 import math
 import os
 
+import numpy as np
+
 from nuwaxl_jax import frames_io
 from nuwaxl_jax import video_io
 from nuwaxl_jax.data.intake import records
@@ -140,6 +142,31 @@ def _index(entry: records.Entry, limits: video_io.Limits) -> video_io.VideoIndex
             return reader.index
     except (video_io.VideoError, OSError) as error:
         return records.LeftOut(entry.name, "readable", "cannot be read", " ".join(str(error).split()))
+
+
+def texts(video: Video, numbers: np.ndarray, times: np.ndarray, nearest: bool = False) -> list[str]:
+    """The caption of each frame; '' where there is none.
+
+    Args:
+      video: whose captions.
+      numbers: int [n], frames of the file.
+      times: [n], the seconds they are shown at.
+      nearest: frames that no caption covers take the nearest one's.
+    """
+    out, distance = [""] * len(times), np.full(len(times), np.inf)
+    known = video.index.times
+    for caption in video.entry.captions:
+        if caption.frame is None:
+            covered = (caption.start <= times) & (times < caption.end)
+            away = np.maximum(np.maximum(caption.start - times, times - caption.end), 0.0)
+        else:
+            covered = numbers == caption.frame
+            away = np.abs(times - known[min(caption.frame, len(known) - 1)])
+        away = np.where(covered, -1.0, away)
+        taken = covered | (away < distance) if nearest else covered
+        for row in np.flatnonzero(taken).tolist():
+            out[row], distance[row] = caption.text, away[row]
+    return out
 
 
 def by_reason(left_out: Iterable[records.LeftOut]) -> dict[str, list[records.LeftOut]]:

@@ -1,0 +1,1 @@
+"""Captions for frames at a stride of every video, by a plug-in; filtered, overruled by hand, restartable."""
