@@ -67,17 +67,34 @@ def table(rows: list[dict]) -> str:
             continue
         names = list(these[0]["score"])
         lines += [
-            f"| {part}: method | steps | calls a segment | " + " | ".join(names) + " | s |",
-            "|---" * (4 + len(names)) + "|",
+            f"| {part}: method | steps | calls a segment | " + " | ".join(names) + " |",
+            "|---" * (3 + len(names)) + "|",
         ]
         for method, steps in sorted({(r["method"], r["steps"]) for r in these}):
             group = [r for r in these if (r["method"], r["steps"]) == (method, steps)]
             means = [np.mean([r["score"][n] for r in group if r["score"][n] is not None]) for n in names]
             shown = " | ".join(f"{m:.4f}" if m < 2 else f"{m:.2f}" for m in means)
-            seconds = np.median([r["seconds"] for r in group])
-            lines.append(f"| {method} | {steps} | {group[0]['calls']} | {shown} | {seconds:.0f} |")
+            lines.append(f"| {method} | {steps} | {group[0]['calls']} | {shown} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def plot(rows: list[dict], path: pathlib.Path) -> None:
+    """Quality against calls, a line a sampler, a dot a story."""
+    from matplotlib import figure
+
+    shown = (("keyframes", "shape", "keyframes with the right shape"), ("between", "psnr", "PSNR between, dB"))
+    picture = figure.Figure(figsize=(9, 3.2), layout="constrained")
+    for axes, (part, name, label) in zip(picture.subplots(1, 2), shown):
+        for number, method in enumerate(sorted({row["method"] for row in rows})):
+            points = [(r["calls"], r["score"][name]) for r in rows if (r["part"], r["method"]) == (part, method)]
+            calls = sorted({call for call, _ in points})
+            axes.plot(*zip(*points), ".", color=f"C{number}", alpha=0.4)
+            means = [np.mean([value for call, value in points if call == at]) for at in calls]
+            axes.plot(calls, means, color=f"C{number}", label=method)
+        axes.set(xscale="log", xlabel="denoiser calls a segment", ylabel=label)
+        axes.legend()
+    picture.savefig(path, dpi=110)
 
 
 def main() -> None:
@@ -115,6 +132,7 @@ def main() -> None:
                     files.write_json(HERE / "results.json", record)
                     print(json.dumps(row), flush=True)
     print(table(record["rows"]))
+    plot(record["rows"], HERE / "plot.png")
 
 
 if __name__ == "__main__":
