@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterable, Iterator
 import contextlib
 import os
@@ -42,7 +43,7 @@ def cropped(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-class _Frames(contextlib.AbstractContextManager):
+class _Frames(contextlib.AbstractContextManager, abc.ABC):
     """What both readers share: frames by number, whose times follow from a rate."""
 
     path: str
@@ -77,8 +78,9 @@ class _Frames(contextlib.AbstractContextManager):
         for start in range(0, self.info.num_frames, num):
             yield self.read(np.arange(start, min(start + num, self.info.num_frames)), size)
 
+    @abc.abstractmethod
     def _image(self, number: int) -> Image.Image:
-        raise NotImplementedError
+        """One frame, upright, RGB."""
 
     def _of(self, count: int, height: int, width: int, fps: float, limits: video_io.Limits, stamp: tuple[int, int]):
         video_io.check_limits(self.path, limits, pixels=height * width, seconds=count / fps, frames=count)

@@ -119,11 +119,10 @@ def table(results: dict[str, dict]) -> str:
             continue
         memory = row["memory"]
         verdict = f"{report.gib(memory['total'])} of {report.gib(row['limit'])}"
-        verdict += " (low effort)" if row["effort"] < 0 else ""
         verdict = verdict if row["fits"] else f"**{verdict}: does not fit**"
         kinds = f"{report.gib(memory['arguments'])}, {report.gib(memory.get('temporaries'))}"
         work = f"{report.count(row['flops'])}FLOP" if "flops" in row else "not compiled"
-        bound = f"{max(row['bound_seconds'].values()):.3g} s" if row.get("bound_seconds") else ""
+        bound = f"{row['bound_seconds']['compute']:.3g} s" if row.get("bound_seconds") else ""
         made = ", ".join(f"{k} {v['count']:.0f}" for k, v in sorted(row.get("collectives", {}).items())) or "none"
         lines.append(f"| {where} | {row['program']} | {verdict} | {kinds} | {work} | {bound} | {made} |")
     return "\n".join(lines)

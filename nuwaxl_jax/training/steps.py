@@ -8,6 +8,7 @@ split from it. So the noise of an example depends on (seed, step, its place in t
 and the number of devices change nothing but the order of sums.
 """
 
+import functools
 from typing import Any, Callable
 
 import jax
@@ -86,6 +87,14 @@ def gradients(
     return loss, jax.tree.map(lambda v: jnp.sum(v, axis=0), values), grads
 
 
+def _held(params: Any, learning: str) -> Any:
+    """The parameters; no gradient goes to those whose path `learning` does not occur in ('': to all)."""
+    if not learning:
+        return params
+    mask = optim.learns(params, learning)
+    return jax.tree.map(lambda p, learns: p if learns else jax.lax.stop_gradient(p), params, mask)
+
+
 def make_train_step(
     task: Any,
     optimizer: optax.GradientTransformation,
@@ -117,11 +126,7 @@ def make_train_step(
     `metrics.merge` joins those of several steps without a transfer.
     """
 
-    def held(params):
-        if not learning:
-            return params
-        mask = optim.learns(params, learning)
-        return jax.tree.map(lambda p, learns: p if learns else jax.lax.stop_gradient(p), params, mask)
+    held = functools.partial(_held, learning=learning)
 
     def step(state, frozen, batch, seed):
         size = jax.tree.leaves(batch)[0].shape[0]
