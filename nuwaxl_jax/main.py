@@ -85,7 +85,7 @@ flags.DEFINE_integer("prompts", 1, "--mode=compile: different prompts of the sto
 flags.DEFINE_float(
     "effort",
     0.0,
-    "--mode=compile: of the compiler, 0 is its default; below, it is meant to be quicker.",
+    "--mode=compile: of the compiler, 0 is its default; -1 is much quicker for large programs.",
     lower_bound=-1.0,
     upper_bound=1.0,
 )
