@@ -48,7 +48,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "captions": ["transformers>=5"],  # --caption=transformers; it needs PyTorch, whose build is the user's choice
-        "test": ["pytest>=8", "pytest-xdist>=3.6"],  # xdist: a worker a core
+        "test": ["pytest>=8", "pytest-xdist>=3.8"],  # xdist: a worker a core
         # The torch originals that imported networks are compared with; without them those tests are skipped.
         "parity": ["torch==2.13.0", "diffusers==0.42.1", "transformers==5.23.0"],
     },

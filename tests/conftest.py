@@ -26,6 +26,12 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_debug_key_reuse", True)
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first, or one worker would run them alone at the end (a file stays on one worker)."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_unconfigure(config):
     """The folder goes with the run that made it."""
     if _CACHE_OWNER:
