@@ -68,7 +68,7 @@ def test_the_whole_report_with_a_limit_below_the_need(tiny, tmp_path):
     assert decode["fits"] is False and any("WINDOW" in line for line in decode["advice"])
     # 40 prompts make a table of 64 rows, for the one denoiser; and the empty prompt.
     assert level["held"]["text"] == (64 + 1) * tiny.text.max_tokens * tiny.text.width * 4
-    assert "mesh" in lines[0] and len(lines) == 3
+    assert "mesh" in lines[0] and lines[1].startswith("parameters") and len(lines) == 4
 
 
 def test_a_stage_that_the_mesh_does_not_divide_is_named_and_the_others_are_reported(tiny):
