@@ -44,11 +44,38 @@ def cropped(image: Image.Image, size: int) -> Image.Image:
 
 
 class _Frames(contextlib.AbstractContextManager, abc.ABC):
-    """What both readers share: frames by number, whose times follow from a rate."""
+    """What both readers share: frames by number, whose times follow from a rate; `index` and `info`."""
 
-    path: str
-    index: video_io.VideoIndex
-    info: video_io.VideoInfo
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        limits: video_io.Limits = video_io.Limits(),
+        index: video_io.VideoIndex | None = None,
+        fps: float | None = None,
+    ):
+        """Opens it.
+
+        Args:
+          path: the folder or the file.
+          limits: of what is accepted as a video.
+          index: of it, known from before.
+          fps: frames a second; None is 25.
+
+        Raises:
+          VideoError: no frames that can be read, changed since it was indexed, or over a limit.
+          FileNotFoundError: nothing is there.
+        """
+        self.path = os.fspath(path)
+        stamp = self._open()
+        if index is None:
+            count, height, width = self._shape(limits)
+            seconds = count / (fps or _DEFAULT_FPS)
+            video_io.check_limits(self.path, limits, pixels=height * width, seconds=seconds, frames=count)
+            info = video_io.VideoInfo(count, fps or _DEFAULT_FPS, width, height, seconds)
+            index = video_io.VideoIndex(info, np.arange(count) / info.fps, None, None, stamp)
+        elif index.stamp != stamp:
+            raise video_io.VideoError(f"{self.path}: has changed since it was indexed; start again.")
+        self.index, self.info = index, index.info
 
     def __exit__(self, *_):
         self.close()
@@ -79,56 +106,44 @@ class _Frames(contextlib.AbstractContextManager, abc.ABC):
             yield self.read(np.arange(start, min(start + num, self.info.num_frames)), size)
 
     @abc.abstractmethod
+    def _open(self) -> tuple[int, int]:
+        """Finds the frames; what changes when they do."""
+
+    @abc.abstractmethod
+    def _shape(self, limits: video_io.Limits) -> tuple[int, int, int]:
+        """Frames, height, width."""
+
+    @abc.abstractmethod
     def _image(self, number: int) -> Image.Image:
         """One frame, upright, RGB."""
-
-    def _of(self, count: int, height: int, width: int, fps: float, limits: video_io.Limits, stamp: tuple[int, int]):
-        video_io.check_limits(self.path, limits, pixels=height * width, seconds=count / fps, frames=count)
-        info = video_io.VideoInfo(count, fps, width, height, count / fps)
-        return video_io.VideoIndex(info, np.arange(count) / fps, None, None, stamp)
 
 
 class FrameFolder(_Frames):
     """Random access to the images of a folder, with its `index` and `info`. Not thread-safe."""
 
-    def __init__(
-        self,
-        path: str | os.PathLike,
-        limits: video_io.Limits = video_io.Limits(),
-        index: video_io.VideoIndex | None = None,
-        fps: float | None = None,
-    ):
-        """Lists the folder and opens its first image.
-
-        Args:
-          path: the folder.
-          limits: of what is accepted as a video.
-          index: of this folder, known from before.
-          fps: frames a second; None is 25.
-
-        Raises:
-          VideoError: fewer than two images, a first image that cannot be read, or over a limit.
-        """
-        self.path = os.fspath(path)
+    def _open(self) -> tuple[int, int]:
         self._names = _images(os.listdir(self.path))
         if len(self._names) < 2:
             raise video_io.VideoError(f"{self.path}: holds no numbered images.")
-        stamp = (len(self._names), os.stat(self.path).st_mtime_ns)
-        if index is not None and index.stamp != stamp:
-            raise video_io.VideoError(f"{self.path}: has changed since it was indexed; start again.")
-        self.index = self._scan(limits, fps or _DEFAULT_FPS, stamp) if index is None else index
-        self.info = self.index.info
+        return len(self._names), os.stat(self.path).st_mtime_ns
 
-    def _scan(self, limits: video_io.Limits, fps: float, stamp: tuple[int, int]) -> video_io.VideoIndex:
-        first = self._image(0, limits.max_pixels)
-        return self._of(len(self._names), first.height, first.width, fps, limits, stamp)
+    def _shape(self, limits: video_io.Limits) -> tuple[int, int, int]:
+        first = self._load(0, limits.max_pixels)
+        return len(self._names), first.height, first.width
 
-    def _image(self, number: int, max_pixels: int = 0) -> Image.Image:
+    def _image(self, number: int) -> Image.Image:
+        known = self.info
+        image = self._load(number, known.width * known.height)
+        if (image.width, image.height) != (known.width, known.height):
+            size_of = f"{image.width}x{image.height}, the first image {known.width}x{known.height}"
+            raise video_io.VideoError(f"{self.path}/{self._names[number]}: is {size_of}; give images of one size.")
+        return image
+
+    def _load(self, number: int, max_pixels: int) -> Image.Image:
         path = os.path.join(self.path, self._names[number])
-        most = max_pixels or self.info.width * self.info.height
         try:
             with Image.open(path) as image:
-                if image.width * image.height > most:
+                if image.width * image.height > max_pixels:
                     raise video_io.VideoError(f"{path}: {image.width}x{image.height} is larger than it may be.")
                 image = ImageOps.exif_transpose(image)
                 if image.mode.startswith("I"):  # 16 bits a channel
@@ -138,34 +153,14 @@ class FrameFolder(_Frames):
             if isinstance(error, video_io.VideoError):
                 raise
             raise video_io.VideoError(f"{path}: cannot be read as an image ({error}).") from error
-        known = getattr(self, "info", None)
-        if known is not None and (image.width, image.height) != (known.width, known.height):
-            size_of = f"{image.width}x{image.height}, the first image {known.width}x{known.height}"
-            raise video_io.VideoError(f"{path}: is {size_of}; give images of one size.")
         return image
 
 
 class FrameArray(_Frames):
     """Random access to the frames of a .npy file, uint8 [F, H, W, 3], read from the disk as they are asked for."""
 
-    def __init__(
-        self,
-        path: str | os.PathLike,
-        limits: video_io.Limits = video_io.Limits(),
-        index: video_io.VideoIndex | None = None,
-        fps: float | None = None,
-    ):
-        """Opens the file; arguments as `FrameFolder`.
-
-        Raises:
-          VideoError: no such array, or over a limit.
-          FileNotFoundError: no such file.
-        """
-        self.path = os.fspath(path)
+    def _open(self) -> tuple[int, int]:
         status = os.stat(self.path)
-        stamp = (status.st_size, status.st_mtime_ns)
-        if index is not None and index.stamp != stamp:
-            raise video_io.VideoError(f"{self.path}: has changed since it was indexed; start again.")
         try:
             self._frames = np.load(self.path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError) as error:
@@ -173,8 +168,11 @@ class FrameArray(_Frames):
         shape = self._frames.shape
         if self._frames.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or not self._frames.size:
             raise video_io.VideoError(f"{self.path}: holds {self._frames.dtype} {shape}, not uint8 [F, H, W, 3].")
-        self.index = self._of(*shape[:3], fps or _DEFAULT_FPS, limits, stamp) if index is None else index
-        self.info = self.index.info
+        return status.st_size, status.st_mtime_ns
+
+    def _shape(self, limits: video_io.Limits) -> tuple[int, int, int]:
+        del limits
+        return self._frames.shape[:3]
 
     def _image(self, number: int) -> Image.Image:
         return Image.fromarray(np.ascontiguousarray(self._frames[number]))

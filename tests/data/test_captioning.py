@@ -88,6 +88,9 @@ def test_annotations_become_frames(tmp_path, config, place):
     wanted = ["a grey wall", "a grey wall", "lighter", "lighter", "a grey wall", "the last"]
     assert [line["text"] for line in lines if line["video"] == "a.mp4"] == wanted
     assert {line["caption_source"] for line in lines} == {"human"}
+    (place / "a.jsonl").unlink()  # what was made of other annotations is not taken for these
+    _, lines = captions(config, captioners.FromAnnotations(), tmp_path / "c.jsonl", stride=0.5)
+    assert {line["text"] for line in lines} == {"a grey wall"}
 
 
 @pytest.mark.parametrize(

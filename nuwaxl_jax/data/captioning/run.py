@@ -102,7 +102,8 @@ def _part(
 ) -> list[filters.Line]:
     """The lines of one video, read where they have been made before."""
     size, changed = video.index.stamp
-    name = hashlib.sha256(f"{video.entry.name}\n{size}\n{changed}".encode()).hexdigest()[:24]
+    said = video.entry.captions if captioner.source == "human" else ()  # then the result follows from these too
+    name = hashlib.sha256(f"{video.entry.name}\n{size}\n{changed}\n{said}".encode()).hexdigest()[:24]
     file = parts / f"{name}.jsonl"
     if file.exists():
         return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
