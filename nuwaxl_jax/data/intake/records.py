@@ -15,12 +15,24 @@ class IntakeError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Caption:
-    """A caption for the frames at start <= time < end, in seconds; or for frame number `frame` alone."""
+    """A caption for the frames at start <= time < end, in seconds; or for frame `frame`, or `frame` to `last`.
+
+    Attributes:
+      text: of it.
+      start, end: seconds from the first frame; `end` is not included.
+      frame: number in the file of the one frame, or of the first; None: seconds count.
+      last: number of the last frame, included; None: `frame` alone.
+      source: who wrote it: 'human' or 'machine'.
+      clip: the annotated clip it comes from, by its owner's name; '' where there is none.
+    """
 
     text: str
     start: float = 0.0
     end: float = math.inf
     frame: int | None = None
+    last: int | None = None
+    source: str = "human"
+    clip: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +44,8 @@ class Entry:
       path: a video file, a folder of numbered images, or an array of frames (.npy).
       captions: in ascending order of precedence.
       fps: frames a second where the file does not say it (images); None: unknown.
-      split: 'train', 'valid' or 'test' where the owner says so; None: by the name's hash.
+      split: 'train', 'valid' or 'test' where the owner says so; None: by a hash.
+      episode: what it is a part of; videos of one episode are in one split. '': it stands alone.
     """
 
     name: str
@@ -40,6 +53,7 @@ class Entry:
     captions: tuple[Caption, ...] = ()
     fps: float | None = None
     split: str | None = None
+    episode: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

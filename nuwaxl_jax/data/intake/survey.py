@@ -79,7 +79,7 @@ def split_of(name: str, eval_fraction: float) -> str:
 
 def of_split(entries: Sequence[records.Entry], split: str, eval_fraction: float) -> tuple[records.Entry, ...] | None:
     """The entries of a split; None where some split would have none: too few to divide."""
-    splits = [entry.split or split_of(entry.name, eval_fraction) for entry in entries]
+    splits = [entry.split or split_of(entry.episode or entry.name, eval_fraction) for entry in entries]
     if len(set(splits)) < len(SPLITS) and not all(entry.split for entry in entries):
         return None
     return tuple(entry for entry, its in zip(entries, splits) if its == split)
@@ -160,8 +160,10 @@ def texts(video: Video, numbers: np.ndarray, times: np.ndarray, nearest: bool = 
             covered = (caption.start <= times) & (times < caption.end)
             away = np.maximum(np.maximum(caption.start - times, times - caption.end), 0.0)
         else:
-            covered = numbers == caption.frame
-            away = np.abs(times - known[min(caption.frame, len(known) - 1)])
+            first, last = caption.frame, caption.frame if caption.last is None else caption.last
+            covered = (first <= numbers) & (numbers <= last)
+            begins, ends = known[np.minimum([first, last], len(known) - 1)]
+            away = np.maximum(np.maximum(begins - times, times - ends), 0.0)
         away = np.where(covered, -1.0, away)
         taken = covered | (away < distance) if nearest else covered
         for row in np.flatnonzero(taken).tolist():
