@@ -75,6 +75,7 @@ def _data() -> ml_collections.ConfigDict:
             num_eval_episodes=64,  # toons: held-out episodes in the valid and in the test split
             episode_frames=4096,  # toons: frames an episode; at least one full window
             level_weights=(1.0, 3.0, 3.0),  # how often a training clip has the stride of level 0, 1, ...
+            cache="",  # folder of latents made by --mode=data --cache; denoisers then train from it. '' = from frames
             max_bad=20,  # videos that turn out to be unreadable in training and are left out, before the run stops
             num_workers=0,  # processes that decode; 0 = threads of this process
             num_threads=1,  # threads that decode when num_workers is 0

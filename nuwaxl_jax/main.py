@@ -8,6 +8,7 @@
   python -m nuwaxl_jax.main --mode=import --source=PIPELINE --config=FILE:PRESET --weights=FILE.safetensors [--dry_run]
   python -m nuwaxl_jax.main --mode=data --check --config.data.path=VIDEOS [--nodecode] [--out=REPORT.json]
   python -m nuwaxl_jax.main --mode=data --caption=command --program=CMD --config.data.path=VIDEOS --out=CAPTIONS.jsonl
+  python -m nuwaxl_jax.main --mode=data --cache --config=FILE:PRESET --workdir=DIR --config.data.cache=FOLDER --items=N
   python -m nuwaxl_jax.main --mode=compile --config=FILE:PRESET [--topology=v5e:4x4] [--parts=train,sample] [--out=JSON]
 
 Sampling and evaluation read the config that the weights carry; `--config.KEY=VALUE` then overrides single fields.
@@ -75,6 +76,8 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_string("program", "", "--caption=command: reads paths of images, a line each, prints a caption a line.")
 flags.DEFINE_string("model", "", "--caption=transformers: folder of a GIT or BLIP model.")
+flags.DEFINE_bool("cache", False, "--mode=data: encode the denoisers' first --items examples into config.data.cache.")
+flags.DEFINE_integer("items", 0, "--mode=data --cache: examples of each denoiser stage.", lower_bound=0)
 flags.DEFINE_float("stride", 1.0, "--caption: seconds from captioned frame to captioned frame.", lower_bound=0.001)
 flags.DEFINE_string("overrides", "", "--caption: a jsonl of captions written by hand, applied last.")
 flags.DEFINE_string(
@@ -183,10 +186,26 @@ def _export() -> None:
     print(f"{FLAGS.weights}: {os.path.getsize(FLAGS.weights) / 1e6:.1f} MB")
 
 
+def _cache() -> None:
+    from nuwaxl_jax.training import caching
+
+    config = config_lib.validate_training(FLAGS.config)
+    _require_workdir()
+    if not config.data.cache:
+        raise UsageError("config.data.cache is empty; name the folder to fill with --config.data.cache=FOLDER")
+    if not FLAGS.items:
+        settings = config.train.denoiser
+        draws = settings.num_steps * settings.batch_size
+        raise UsageError(f"--items is missing; the denoiser draws {draws} examples in its {settings.num_steps} steps")
+    caching.run(config, FLAGS.workdir, count=FLAGS.items, progress=_progress_line())
+
+
 def _data() -> None:
+    if FLAGS.check + bool(FLAGS.caption) + FLAGS.cache != 1:
+        raise UsageError("--mode=data needs one of --check, --caption and --cache")
+    if FLAGS.cache:
+        return _cache()
     config = config_lib.validate(FLAGS.config)
-    if FLAGS.check == bool(FLAGS.caption):
-        raise UsageError("--mode=data needs --check, or --caption")
     if not config.data.path:
         raise UsageError("config.data.path is empty; give a folder of videos or a manifest with --config.data.path=DIR")
     wanted = ".json" if FLAGS.check else ".jsonl"

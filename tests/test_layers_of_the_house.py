@@ -12,6 +12,7 @@ LAYERS = {
     "main": 6,
     "training.loop": 5,
     "training.lineage": 5,
+    "training.caching": 5,
     "training.initial": 5,
     "training.export": 5,
     "training.previews": 5,
@@ -20,6 +21,9 @@ LAYERS = {
     "hierarchy.sample": 5,
     "cost": 5,
     "training.tasks": 4,
+    "training.vae_task": 4,
+    "training.denoiser_task": 4,
+    "training.latents": 4,
     "training.perceptual": 4,
     "training.steps": 4,
     "evaluation": 4,
@@ -52,6 +56,7 @@ OWNERS = {
     "tensorboardX": {"training.metrics"},
     "safetensors": {"weights", "importing.tensors", "data.clip_bpe"},
     "tokenizers": {"data.clip_bpe"},
+    "array_record": {"data.cache.store", "data.prepared.write", "data.prepared.source"},
     "absl": {"main", "data.pipeline"},
 }
 NEVER = {"pickle", "cPickle", "dill", "joblib", "torch", "tensorflow"}

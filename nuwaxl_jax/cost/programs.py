@@ -118,16 +118,32 @@ def _batch(config: ml_collections.ConfigDict, task: Any, settings: Any, mesh: An
         "tokens": ((size, length, config.text.max_tokens), jnp.int32),
         "level": ((size,), jnp.int32),
     }
+    if "moments" in task.fields:
+        moments = _moments(task, length)
+        fields |= {
+            "moments": ((size, *moments), jnp.float32),
+            "masked": ((size, 2, *moments), jnp.float32),
+            "text": ((size, length, config.text.max_tokens, config.text.width), jnp.dtype(settings.dtype)),
+        }
     sharding = partitioning.batch_sharding(mesh)
     return {name: jax.ShapeDtypeStruct(*fields[name], sharding=sharding) for name in task.fields}
 
 
-def _frozen(stage: str, task: Any) -> dict[str, Any]:
-    """Shapes of what `training.lineage.frozen_of` would read."""
+def _moments(task: Any, length: int) -> tuple[int, ...]:
+    """Shape of a clip's kept moments, [l, h, w, 2 c]."""
+    height, width, channels = task.networks.latent_shape
+    return length, height, width, 2 * channels
+
+
+def _frozen(stage: str, task: Any, length: int) -> dict[str, Any]:
+    """Shapes of what `training.lineage.frozen_of` would read, for clips of `length` frames."""
     key = jax.random.key(0)
     if lineage.section_of(stage) in ("image_denoiser", "denoiser"):
         channel = jax.ShapeDtypeStruct((task.networks.latent_shape[-1],), jnp.float32)
-        return dict(vae=jax.eval_shape(task.networks.init_vae, key), latent_shift=channel, latent_scale=channel)
+        frozen = dict(vae=jax.eval_shape(task.networks.init_vae, key), latent_shift=channel, latent_scale=channel)
+        if "masked" in task.fields:
+            frozen["blank"] = jax.ShapeDtypeStruct(_moments(task, length), jnp.float32)
+        return frozen
     if task.objective is None or task.objective.perceptual is None:
         return {}
     image = jnp.zeros((1, lpips.MIN_SIZE, lpips.MIN_SIZE, 3))
@@ -157,7 +173,7 @@ def training_step(config: ml_collections.ConfigDict, stage: str, mesh: jax.shard
     task = _task(config, stage)
     optimizer, schedule = loop.optimizer_of(settings, task.no_decay, mesh, task.new_layers)
     state = state_lib.abstract(task, optimizer, mesh)
-    frozen = with_sharding(_frozen(stage, task), partitioning.replicate(mesh))
+    frozen = with_sharding(_frozen(stage, task, settings.clip_length), partitioning.replicate(mesh))
     batch = _batch(config, task, settings, mesh)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     return Program(

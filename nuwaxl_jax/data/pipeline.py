@@ -16,9 +16,9 @@ is a small JSON dict, the same on every host, and it may be restored with other
 numbers of processes, workers or threads.
 """
 
+from collections.abc import Iterator
 import dataclasses
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
@@ -32,6 +32,7 @@ from nuwaxl_jax.data import reading
 from nuwaxl_jax.data import sources
 from nuwaxl_jax.data import text
 from nuwaxl_jax.data import videos
+from nuwaxl_jax.data.cache import store
 from nuwaxl_jax.data.intake import survey
 from nuwaxl_jax.data.toons import source as toons_source
 
@@ -42,7 +43,7 @@ Batch = dict[str, np.ndarray]
 class ProcessRows:
     """The items of one process, from batch `first_batch` on; a random-access source for grain."""
 
-    items: grain.MapDataset
+    items: Any  # elements by number
     local_batch: int
     process_index: int
     process_count: int
@@ -122,7 +123,8 @@ class ClipIterator(grain.DatasetIterator):
             raise ValueError("the data iterator is closed.")
         self.start_prefetch()
         batch = next(self._batches)
-        self.bad_files.note(batch.pop("bad"))
+        if "bad" in batch:
+            self.bad_files.note(batch.pop("bad"))
         self._next_batch += 1
         return batch
 
@@ -142,10 +144,11 @@ class ClipIterator(grain.DatasetIterator):
         Raises:
           ValueError: where the state belongs to other data, naming the field.
         """
-        for name, value in self._identity.items():
-            if state.get(name) != value:
+        for name in sorted({*self._identity, *state} - {"next_batch"}):
+            saved, value = state.get(name), self._identity.get(name)
+            if saved != value:
                 raise ValueError(
-                    f"the saved data position has {name} = {state.get(name)!r}, this run has {value!r}; "
+                    f"the saved data position has {name} = {saved!r}, this run has {value!r}; "
                     "resume with the same settings and data, or start a new workdir."
                 )
         position = int(state["next_batch"])
@@ -191,6 +194,55 @@ def make_source(config: ml_collections.ConfigDict, split: str) -> sources.Episod
     return SOURCES[config.data.source](config, split)
 
 
+@dataclasses.dataclass(frozen=True)
+class Items:
+    """The endless list of examples of a stage: item i is a function of (seed, i) and the videos.
+
+    Attributes:
+      dataset: of elements, by number.
+      source: they are read from.
+      num_episodes: long enough to be used.
+    """
+
+    dataset: grain.MapDataset
+    source: sources.EpisodeSource
+    num_episodes: int
+
+
+def make_items(
+    config: ml_collections.ConfigDict,
+    split: str,
+    stage: str,
+    *,
+    seed: int,
+    num_epochs: int | None = None,
+    source: sources.EpisodeSource | None = None,
+) -> Items:
+    """The examples of a stage, one by one; arguments and errors as `make_iterator`."""
+    if stage not in config.train:
+        raise ValueError(f"train.{stage} does not exist; choose one of {sorted(config.train.stages)}.")
+    source = make_source(config, split) if source is None else source
+    sampler = clips.ClipSampler(
+        segment_length=config.hierarchy.segment_length,
+        depth=config.hierarchy.depth,
+        clip_length=config.train[stage].clip_length,
+        level_weights=tuple(config.data.level_weights),
+        scattered=stage in config_rules.IMAGE_STAGES,
+    )
+    tokenizer = text.tokenizer_of(config.text)
+    lengths = np.array([source.num_frames(i) for i in range(len(source))], np.int64)
+    episodes = clips.usable_episodes(sampler, lengths)
+    _check_levels(sampler, lengths, stage)
+    dataset = (
+        grain.MapDataset.source(episodes)
+        .seed(seed)
+        .shuffle()
+        .repeat(num_epochs)
+        .random_map(reading.ReadClip(source, sampler, tokenizer, episodes))
+    )
+    return Items(dataset, source, len(episodes))
+
+
 def make_iterator(
     config: ml_collections.ConfigDict,
     split: str,
@@ -202,7 +254,8 @@ def make_iterator(
     process_count: int = 1,
     num_epochs: int | None = None,
     source: sources.EpisodeSource | None = None,
-) -> Iterator[Batch]:
+    cached: store.Examples | None = None,
+) -> ClipIterator:
     """Batches of clips for one training stage.
 
     Args:
@@ -217,11 +270,14 @@ def make_iterator(
       num_epochs: passes over the episodes, one clip each; None repeats for ever. A last batch
         that would not be full is left out, so every process yields as many.
       source: takes the place of `make_source(config, split)`.
+      cached: the first examples of this stage and seed, encoded before; they are repeated for ever,
+        and no video is read.
 
     Returns:
       A ClipIterator yielding, with b = B / process_count,
       dict(frames uint8 [b, l, H, W, 3], tokens int32 [b, l, N], level int32 [b] (0 = global; 0 for images),
-      episode int64 [b], start int64 [b] (first frame)).
+      episode int64 [b], start int64 [b] (first frame)); of cached examples without frames and with the fields of
+      `training.denoiser_task.fields_of`.
 
     Raises:
       ValueError: naming the field that does not fit.
@@ -233,41 +289,42 @@ def make_iterator(
         raise ValueError(f"process_index is {process_index}; it must lie in 0..{process_count - 1}.")
     if batch_size < 1 or batch_size % process_count:
         raise ValueError(f"train.{stage}.batch_size is {batch_size}; give a multiple of the {process_count} processes.")
-    source = make_source(config, split) if source is None else source
-    sampler = clips.ClipSampler(
-        segment_length=config.hierarchy.segment_length,
-        depth=config.hierarchy.depth,
-        clip_length=config.train[stage].clip_length,
-        level_weights=tuple(config.data.level_weights),
-        scattered=stage in config_rules.IMAGE_STAGES,
-    )
-    tokenizer = text.tokenizer_of(config.text)
-    lengths = np.array([source.num_frames(i) for i in range(len(source))], np.int64)
-    episodes = clips.usable_episodes(sampler, lengths)
-    _check_levels(sampler, lengths, stage)
-    num_batches = sys.maxsize // batch_size if num_epochs is None else len(episodes) * num_epochs // batch_size
-    if not num_batches:
-        raise ValueError(
-            f"{len(episodes)} episodes in {num_epochs} epochs of split {split!r} do not fill one batch of "
-            f"{batch_size}; lower batch_size or give more episodes."
-        )
-    items = (
-        grain.MapDataset.source(episodes)
-        .seed(seed)
-        .shuffle()
-        .repeat(num_epochs)
-        .random_map(reading.ReadClip(source, sampler, tokenizer, episodes))
-    )
-    rows = ProcessRows(items, batch_size // process_count, process_index, process_count, 0, num_batches)
-    plan = ReadPlan(config.data.num_workers, config.data.num_threads, config.data.prefetch)
-    identity = {
-        "split": split,
-        "stage": stage,
-        "seed": int(seed),
-        "batch_size": int(batch_size),
-        "num_episodes": len(episodes),
-    }
-    return ClipIterator(rows, plan, identity, reading.BadFiles(source, config.data.max_bad))
+    identity = {"split": split, "stage": stage, "seed": int(seed), "batch_size": int(batch_size)}
+    if cached is not None:
+        dataset, source = store.Epochs(cached, seed), None
+        num_batches = sys.maxsize // batch_size
+        identity |= {"cached_examples": len(cached)}
+    else:
+        items = make_items(config, split, stage, seed=seed, num_epochs=num_epochs, source=source)
+        dataset, source, count = items.dataset, items.source, items.num_episodes
+        num_batches = sys.maxsize // batch_size if num_epochs is None else count * num_epochs // batch_size
+        if not num_batches:
+            raise ValueError(
+                f"{count} episodes in {num_epochs} epochs of split {split!r} do not fill one batch of "
+                f"{batch_size}; lower batch_size or give more episodes."
+            )
+        identity |= {"num_episodes": count}
+    rows = ProcessRows(dataset, batch_size // process_count, process_index, process_count, 0, num_batches)
+    return ClipIterator(rows, read_plan(config), identity, reading.BadFiles(source, config.data.max_bad))
+
+
+def read_plan(config: ml_collections.ConfigDict) -> ReadPlan:
+    """How `config.data` wants elements read."""
+    return ReadPlan(config.data.num_workers, config.data.num_threads, config.data.prefetch)
+
+
+def read_range(
+    config: ml_collections.ConfigDict, items: Items, batch_size: int, first: int, count: int, bad: reading.BadFiles
+) -> Iterator[Batch]:
+    """Batches of the items first .. first + count - 1, both multiples of `batch_size`, in order."""
+    rows = ProcessRows(items.dataset, batch_size, 0, 1, first // batch_size, (first + count) // batch_size)
+    batches = read_plan(config).start(rows)
+    try:
+        for batch in batches:
+            bad.note(batch.pop("bad"))
+            yield batch
+    finally:
+        batches.close()
 
 
 def _toons(config: ml_collections.ConfigDict, split: str) -> sources.EpisodeSource:

@@ -238,6 +238,7 @@ _FREE_PREFIXES = (
     "text.vocabulary",
     "train.init_from",
     "eval.",
+    "data.cache",
     "data.num_workers",
     "data.num_threads",
     "data.prefetch",

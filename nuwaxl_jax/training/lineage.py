@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -13,6 +14,7 @@ from nuwaxl_jax import networks as networks_lib
 from nuwaxl_jax.data import pipeline
 from nuwaxl_jax.training import checkpoint
 from nuwaxl_jax.training import initial
+from nuwaxl_jax.training import latents
 from nuwaxl_jax.training import metrics
 from nuwaxl_jax.training import perceptual
 from nuwaxl_jax.training import tasks
@@ -47,7 +49,7 @@ def vae_stage(workdir: str) -> str:
     return next((s for s in ("vae", "image_vae") if checkpoint.latest_step(workdir, s) is not None), "")
 
 
-def _vae_of(config: ml_collections.ConfigDict, workdir: str) -> Any:
+def vae_of(config: ml_collections.ConfigDict, workdir: str) -> Any:
     """The finished VAE's parameters.
 
     Raises:
@@ -79,9 +81,9 @@ def latent_stats(config: ml_collections.ConfigDict, workdir: str) -> dict[str, n
             saved = json.load(file)
         if saved["step"] == step:
             return {name: np.asarray(saved[name], np.float32) for name in ("latent_shift", "latent_scale")}
-    vae = _vae_of(config, workdir)
+    vae = vae_of(config, workdir)
     networks = networks_lib.build(config, config.train.denoiser.dtype)
-    moments = jax.jit(lambda params, frames: tasks.latent_moments(networks, params, frames))
+    moments = jax.jit(lambda params, frames: latents.channel_moments(networks, params, frames))
     size = config.train.denoiser.batch_size
     iterator = pipeline.make_iterator(config, "train", "denoiser", seed=config.seed)
     try:
@@ -102,7 +104,13 @@ def frozen_of(config: ml_collections.ConfigDict, workdir: str, stage: str) -> di
     LPIPS where it trains with it."""
     if section_of(stage) not in ("image_denoiser", "denoiser"):
         return perceptual.frozen(config)
-    return dict(vae=_vae_of(config, workdir), **latent_stats(config, workdir))
+    frozen = dict(vae=vae_of(config, workdir), **latent_stats(config, workdir))
+    task = tasks.build(config, stage)
+    if "masked" in task.fields:  # the clip of which no frame is given is the same grey for all
+        side, length = config.data.frame_size, config.train[section_of(stage)].clip_length
+        grey = jnp.zeros((1, length, side, side, 3))
+        frozen["blank"] = jax.jit(lambda frozen: latents.moments(task.networks, frozen, grey)[0])(frozen)
+    return frozen
 
 
 def stage_before(workdir: str, stage: str) -> str:

@@ -15,7 +15,6 @@ import json
 import os
 import time
 from typing import Any, Callable, Mapping
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ import numpy as np
 
 from nuwaxl_jax import config as config_lib
 from nuwaxl_jax import partitioning
-from nuwaxl_jax.data import pipeline
+from nuwaxl_jax.training import caching
 from nuwaxl_jax.training import checkpoint
 from nuwaxl_jax.training import feed
 from nuwaxl_jax.training import interrupts
@@ -218,23 +217,6 @@ def _compile(
     return compiled
 
 
-def _iterator(config: ml_collections.ConfigDict, stage: str, seed: int) -> Any:
-    """The training data of a stage; of one level alone for 'denoiser_<level>'."""
-    level = lineage.level_of(stage)
-    if level is not None:
-        config = config.copy_and_resolve_references()
-        with config.unlocked():
-            config.data.level_weights = tuple(float(k == level) for k in range(config.hierarchy.depth))
-    return pipeline.make_iterator(
-        config,
-        "train",
-        lineage.section_of(stage),
-        seed=seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-
-
 def train(config: ml_collections.ConfigDict, workdir: str, hooks: Mapping[str, Hook] | None = None) -> None:
     """Runs every stage of config.train.stages that is not finished.
 
@@ -263,8 +245,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, hooks: Mapping[str, H
             if settings.pretrained_lr_ratio != 1 and not lineage.is_pretrained(config, workdir, stage):
                 metrics.say(f"{stage}: no stage before it has trained its layers, so pretrained_lr_ratio is not used")
                 settings = ml_collections.ConfigDict(dict(settings, pretrained_lr_ratio=1.0))
-            seed = (config.seed + zlib.crc32(stage.encode())) % 2**31  # each stage its own data order and noise
-            iterator = _iterator(config, stage, seed)
+            iterator = caching.iterator(config, workdir, stage)
             try:
                 run_stage(
                     tasks.build(config, stage),
@@ -273,7 +254,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, hooks: Mapping[str, H
                     settings,
                     os.path.join(os.path.abspath(workdir), stage),
                     mesh=mesh,
-                    seed=seed,
+                    seed=caching.seed_of(config, stage),
                     config=resolved,
                     interrupt=interrupt,
                     params=lambda stage=stage: lineage.first_params(config, workdir, stage),

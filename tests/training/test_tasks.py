@@ -10,10 +10,13 @@ import pytest
 
 from nuwaxl_jax import partitioning
 from nuwaxl_jax.diffusion import gaussian
+from nuwaxl_jax.training import denoiser_task
+from nuwaxl_jax.training import latents
 from nuwaxl_jax.training import lineage
 from nuwaxl_jax.training import metrics
 from nuwaxl_jax.training import optim
 from nuwaxl_jax.training import tasks
+from nuwaxl_jax.training import vae_task
 
 B, L, SIDE, N = 6, 5, 4, 3
 NULL = np.array([1, 2, 0], np.int32)
@@ -84,7 +87,7 @@ def _x0(batch):
 @pytest.mark.parametrize("temporal", [True, False])
 def test_vae_loss_is_mean_reconstruction_and_mean_kl(recon, expected, temporal):
     networks = FakeNetworks(logvar=-30.0)
-    task = tasks.VAETask(networks, temporal=temporal, recon=recon, kl_weight=0.01)
+    task = vae_task.VAETask(networks, temporal=temporal, recon=recon, kl_weight=0.01)
     batch = _batch()
     loss, values = task.loss({"gain": 1.0, "offset": 0.5}, {}, batch, _keys())
     mean = _pixels(batch) + 1.0
@@ -100,27 +103,27 @@ def test_vae_loss_is_mean_reconstruction_and_mean_kl(recon, expected, temporal):
 
 def test_unknown_reconstruction_and_handover_are_refused():
     with pytest.raises(ValueError, match="vae.loss is 'lpips'; choose one of"):
-        tasks.VAETask(FakeNetworks(), temporal=True, recon="lpips", kl_weight=0.0)
+        vae_task.VAETask(FakeNetworks(), temporal=True, recon="lpips", kl_weight=0.0)
     with pytest.raises(ValueError, match="hierarchy.handover is 'video'"):
-        tasks.DenoiserTask(FakeNetworks(), depth=3, handover="video")
+        denoiser_task.DenoiserTask(FakeNetworks(), depth=3, handover="video")
 
 
 def test_vae_samples_the_posterior_with_each_examples_key():
-    task = tasks.VAETask(FakeNetworks(logvar=0.0), temporal=True, recon="l2", kl_weight=0.0)
+    task = vae_task.VAETask(FakeNetworks(logvar=0.0), temporal=True, recon="l2", kl_weight=0.0)
     big = {"frames": jnp.zeros((4, L, 32, 32, 3), jnp.uint8)}
     loss, _ = task.loss({"gain": 1.0, "offset": 0.0}, {}, big, _keys(4))
     assert loss == pytest.approx(1.0, rel=0.02)  # the noise's own variance comes back as error
 
 
 def test_global_segments_are_given_nothing_and_local_ones_their_borders():
-    task = tasks.DenoiserTask(FakeNetworks(), depth=3)
+    task = denoiser_task.DenoiserTask(FakeNetworks(), depth=3)
     level = jnp.array([0, 1, 2])
     given = np.asarray(task.given_frames(level, L, _keys(3)))
     np.testing.assert_array_equal(given, [[0] * 5, [1, 0, 0, 0, 1], [1, 0, 0, 0, 1]])
 
 
 def test_shares_of_unconditional_and_first_only_clips():
-    task = tasks.DenoiserTask(FakeNetworks(), depth=3, unconditional_prob=0.2, first_only_prob=0.3)
+    task = denoiser_task.DenoiserTask(FakeNetworks(), depth=3, unconditional_prob=0.2, first_only_prob=0.3)
     count = 4000
     given = np.asarray(task.given_frames(jnp.ones(count, jnp.int32), L, _keys(count)))
     assert given[:, 1:-1].sum() == 0
@@ -132,7 +135,7 @@ def test_shares_of_unconditional_and_first_only_clips():
 
 def test_latent_handover_gives_the_clean_scaled_latents_of_given_frames():
     networks, batch = FakeNetworks(), _batch()
-    tasks.DenoiserTask(networks, depth=3).loss(PARAMS, FROZEN, batch, _keys())
+    denoiser_task.DenoiserTask(networks, depth=3).loss(PARAMS, FROZEN, batch, _keys())
     x0 = _x0(batch)
     cond, mask = np.asarray(networks.seen["cond"]), np.asarray(networks.seen["cond_mask"])
     assert mask.shape == (B, L, SIDE, SIDE, 1)
@@ -144,7 +147,7 @@ def test_latent_handover_gives_the_clean_scaled_latents_of_given_frames():
 
 def test_pixel_handover_encodes_the_masked_video():
     networks, batch = FakeNetworks(), _batch()
-    tasks.DenoiserTask(networks, depth=3, handover="pixel").loss(PARAMS, FROZEN, batch, _keys())
+    denoiser_task.DenoiserTask(networks, depth=3, handover="pixel").loss(PARAMS, FROZEN, batch, _keys())
     cond = np.asarray(networks.seen["cond"])
     np.testing.assert_allclose(cond[:, [0, -1]], _x0(batch)[:, [0, -1]], atol=1e-5)
     grey = (1.0 - np.array([1.0, 0.0, 2.0])) * np.array([1.0, 2.0, 0.5])  # the encoding of grey, scaled
@@ -153,7 +156,7 @@ def test_pixel_handover_encodes_the_masked_video():
 
 def test_noise_on_the_condition_touches_given_frames_alone():
     networks, batch = FakeNetworks(), _batch()
-    tasks.DenoiserTask(networks, depth=3, cond_noise=0.5).loss(PARAMS, FROZEN, batch, _keys())
+    denoiser_task.DenoiserTask(networks, depth=3, cond_noise=0.5).loss(PARAMS, FROZEN, batch, _keys())
     difference = np.asarray(networks.seen["cond"])[:, [0, -1]] - _x0(batch)[:, [0, -1]]
     assert difference.std() == pytest.approx(0.5, rel=0.1)
     np.testing.assert_array_equal(np.asarray(networks.seen["cond"])[:, 1:-1], 0)
@@ -162,20 +165,21 @@ def test_noise_on_the_condition_touches_given_frames_alone():
 def test_every_frame_keeps_its_prompt_and_dropped_clips_lose_all():
     count = 400
     tokens = jnp.asarray(np.random.default_rng(0).integers(3, 9, (count, L, N)), jnp.int32)
-    task = tasks.DenoiserTask(FakeNetworks(), depth=3, caption_dropout=0.25)
-    out = np.asarray(task.drop_captions(tokens, _keys(count)))
+    batch = dict(tokens=tokens)
+    task = denoiser_task.DenoiserTask(FakeNetworks(), depth=3, caption_dropout=0.25)  # a token's state is the token
+    out = np.asarray(task.text({"text": None}, batch, _keys(count)))[..., 0]
     dropped = (out == NULL).all(axis=(1, 2))
     assert dropped.mean() == pytest.approx(0.25, abs=0.06)
     np.testing.assert_array_equal(out[~dropped], np.asarray(tokens)[~dropped])
-    one = tasks.DenoiserTask(FakeNetworks(), depth=3, per_frame=False).drop_captions(tokens, _keys(count))
-    np.testing.assert_array_equal(one, np.broadcast_to(np.asarray(tokens)[:, :1], tokens.shape))
+    one = denoiser_task.DenoiserTask(FakeNetworks(), depth=3, per_frame=False).text({"text": None}, batch, _keys(count))
+    np.testing.assert_array_equal(one[..., 0], np.broadcast_to(np.asarray(tokens)[:, :1], tokens.shape))
 
 
 def test_a_perfect_prediction_has_no_loss_and_noise_is_what_q_sample_adds():
     batch = _batch()
     x0 = jnp.asarray(_x0(batch), jnp.float32)
     networks = FakeNetworks(answer=lambda **_: x0)
-    loss, values = tasks.DenoiserTask(networks, depth=3).loss(PARAMS, FROZEN, batch, _keys())
+    loss, values = denoiser_task.DenoiserTask(networks, depth=3).loss(PARAMS, FROZEN, batch, _keys())
     assert loss == pytest.approx(0.0, abs=1e-9)
     seen = networks.seen
     eps = networks.diffusion.to_eps(seen["x_t"], seen["t"], x0)
@@ -189,7 +193,7 @@ def test_loss_on_given_frames_can_be_left_out(on_given, expected):
     batch = _batch()
     x0 = jnp.asarray(_x0(batch), jnp.float32)
     wrong_borders = x0.at[:, 0].add(1.0).at[:, -1].add(-1.0)
-    task = tasks.DenoiserTask(FakeNetworks(answer=lambda **_: wrong_borders), depth=3, loss_on_given=on_given)
+    task = denoiser_task.DenoiserTask(FakeNetworks(answer=lambda **_: wrong_borders), depth=3, loss_on_given=on_given)
     loss, _ = task.loss(PARAMS, FROZEN, batch, _keys())
     assert loss == pytest.approx(expected, abs=1e-6)
 
@@ -199,7 +203,7 @@ def test_metrics_of_a_level_are_means_over_its_clips_and_absent_levels_are_left_
     x0 = jnp.asarray(_x0(batch), jnp.float32)
     error = jnp.array([1.0, 3.0, 2.0, 2.0, 2.0, 2.0])[:, None, None, None, None]
     networks = FakeNetworks(answer=lambda **_: x0 + error)
-    _, values = tasks.DenoiserTask(networks, depth=3).loss(PARAMS, FROZEN, batch, _keys())
+    _, values = denoiser_task.DenoiserTask(networks, depth=3).loss(PARAMS, FROZEN, batch, _keys())
     host, _ = metrics.to_host(values)
     assert host["mse_level_0"] == pytest.approx(5.0, rel=1e-5)
     assert host["mse_level_2"] == pytest.approx(4.0, rel=1e-5)
@@ -208,7 +212,9 @@ def test_metrics_of_a_level_are_means_over_its_clips_and_absent_levels_are_left_
 
 
 def test_no_example_depends_on_its_neighbours():
-    task = tasks.DenoiserTask(FakeNetworks(), depth=3, caption_dropout=0.3, unconditional_prob=0.3, cond_noise=0.1)
+    task = denoiser_task.DenoiserTask(
+        FakeNetworks(), depth=3, caption_dropout=0.3, unconditional_prob=0.3, cond_noise=0.1
+    )
     batch, keys = _batch(), jax.random.key_data(_keys())
     order = np.array([3, 0, 5, 1])
 
@@ -225,7 +231,7 @@ def test_no_example_depends_on_its_neighbours():
 def test_latent_moments_count_the_posteriors_own_variance():
     networks = FakeNetworks(logvar=float(np.log(0.25)))
     video = jnp.asarray(_pixels(_batch()))
-    mean, square = tasks.latent_moments(networks, {"gain": 1.0}, video)
+    mean, square = latents.channel_moments(networks, {"gain": 1.0}, video)
     z = np.asarray(video) + 1.0
     np.testing.assert_allclose(mean, z.mean(axis=(0, 1, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(square - mean**2, z.var(axis=(0, 1, 2, 3)) + 0.25, rtol=1e-4)
@@ -243,7 +249,7 @@ def test_image_denoiser_sees_each_frame_as_an_image_of_its_own():
     """The answer 0 costs the mean square of the latents; what the network saw tells the rest."""
     networks = FakeNetworks()
     networks.answer = lambda x_t, **_: jnp.zeros_like(x_t)
-    task = tasks.ImageDenoiserTask(networks, caption_dropout=0.5)
+    task = denoiser_task.ImageDenoiserTask(networks, caption_dropout=0.5)
     batch = _batch()
     loss, values = task.loss(PARAMS, FROZEN, batch, _keys())
     x0 = _x0(batch)

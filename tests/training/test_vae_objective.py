@@ -23,6 +23,7 @@ from nuwaxl_jax.training import state as state_lib
 from nuwaxl_jax.training import steps
 from nuwaxl_jax.training import tasks
 from nuwaxl_jax.training import vae_objective
+from nuwaxl_jax.training import vae_task
 
 B, L, SIDE = 8, 2, 16
 VALUES = SIDE * SIDE * 3
@@ -61,7 +62,7 @@ def _objective(**changes):
 
 
 def _task(**changes):
-    return tasks.VAETask(LinearVAE(), temporal=False, recon="l1", kl_weight=0.0, objective=_objective(**changes))
+    return vae_task.VAETask(LinearVAE(), temporal=False, recon="l1", kl_weight=0.0, objective=_objective(**changes))
 
 
 def _batch():
