@@ -8,6 +8,7 @@
   python -m nuwaxl_jax.main --mode=import --source=PIPELINE --config=FILE:PRESET --weights=FILE.safetensors [--dry_run]
   python -m nuwaxl_jax.main --mode=data --check --config.data.path=VIDEOS [--nodecode] [--out=REPORT.json]
   python -m nuwaxl_jax.main --mode=data --caption=command --program=CMD --config.data.path=VIDEOS --out=CAPTIONS.jsonl
+  python -m nuwaxl_jax.main --mode=data --cut --config.data.path=VIDEOS --out=SHOTS.jsonl
   python -m nuwaxl_jax.main --mode=data --cache --config=FILE:PRESET --workdir=DIR --config.data.cache=FOLDER --items=N
   python -m nuwaxl_jax.main --mode=compile --config=FILE:PRESET [--topology=v5e:4x4] [--parts=train,sample] [--out=JSON]
 
@@ -76,6 +77,9 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_string("program", "", "--caption=command: reads paths of images, a line each, prints a caption a line.")
 flags.DEFINE_string("model", "", "--caption=transformers: folder of a GIT or BLIP model.")
+flags.DEFINE_bool("cut", False, "--mode=data: find the cuts of every video, write the shots between them into --out.")
+flags.DEFINE_float("threshold", 27.0, "--cut: of a cut, as PySceneDetect's; lower finds more.")
+flags.DEFINE_float("min_seconds", 1.0, "--cut: shorter shots are left out.")
 flags.DEFINE_bool("cache", False, "--mode=data: encode the denoisers' first --items examples into config.data.cache.")
 flags.DEFINE_integer("items", 0, "--mode=data --cache: examples of each denoiser stage.", lower_bound=0)
 flags.DEFINE_float("stride", 1.0, "--caption: seconds from captioned frame to captioned frame.", lower_bound=0.001)
@@ -201,20 +205,26 @@ def _cache() -> None:
 
 
 def _data() -> None:
-    if FLAGS.check + bool(FLAGS.caption) + FLAGS.cache != 1:
-        raise UsageError("--mode=data needs one of --check, --caption and --cache")
+    if FLAGS.check + bool(FLAGS.caption) + FLAGS.cut + FLAGS.cache != 1:
+        raise UsageError("--mode=data needs one of --check, --caption, --cut and --cache")
     if FLAGS.cache:
         return _cache()
     config = config_lib.validate(FLAGS.config)
     if not config.data.path:
         raise UsageError("config.data.path is empty; give a folder of videos or a manifest with --config.data.path=DIR")
     wanted = ".json" if FLAGS.check else ".jsonl"
-    if not FLAGS.out.endswith(wanted) and (FLAGS.out or FLAGS.caption):
+    if not FLAGS.out.endswith(wanted) and (FLAGS.out or not FLAGS.check):
         raise UsageError(f"--out must name the {wanted} file to write")
     if FLAGS.check:
         from nuwaxl_jax.data import doctor
 
         doctor.check(config, decode=FLAGS.decode, out=FLAGS.out, progress=_progress_line())
+        return
+    if FLAGS.cut:
+        from nuwaxl_jax.data import shots
+
+        bounds = dict(threshold=FLAGS.threshold, min_seconds=FLAGS.min_seconds)
+        shots.run(config, FLAGS.out, **bounds, progress=_progress_line())
         return
     from nuwaxl_jax.data.captioning import captioners
     from nuwaxl_jax.data.captioning import run

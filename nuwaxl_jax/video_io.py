@@ -95,9 +95,9 @@ class VideoIndex:
     stamp: tuple[int, int]
 
 
-def _stamp(path: str) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
+def stamp(path: str | os.PathLike) -> tuple[int, int]:
+    """Size and modification time of a file."""
+    return (status := os.stat(path)).st_size, status.st_mtime_ns
 
 
 class VideoReader(contextlib.AbstractContextManager):
@@ -120,7 +120,7 @@ class VideoReader(contextlib.AbstractContextManager):
             self._open()
             self.index = self._scan() if index is None else index
             self.info = self.index.info
-            if self.index.stamp != _stamp(self.path):
+            if self.index.stamp != stamp(self.path):
                 raise VideoError(f"{self.path}: has changed since it was indexed; start again.")
 
     def __exit__(self, *_):
@@ -228,7 +228,7 @@ class VideoReader(contextlib.AbstractContextManager):
         self._open()
         height, width = (first.width, first.height) if first.rotation % 180 else (first.height, first.width)
         info = VideoInfo(len(times), rate, width, height, float(seconds[-1] + 1 / rate))
-        return VideoIndex(info, seconds, *((None, None) if kind == "gif" else (pts, keys)), _stamp(self.path))
+        return VideoIndex(info, seconds, *((None, None) if kind == "gif" else (pts, keys)), stamp(self.path))
 
     def _decode(self, number: int) -> av.VideoFrame:
         """Frame `number`; continues from the last one where no key frame lies between."""

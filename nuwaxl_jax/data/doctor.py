@@ -203,7 +203,10 @@ def _report(
         hierarchy.segment_length, hierarchy.depth, hierarchy.segment_length, tuple(config.data.level_weights)
     )
     shared = survey_lib.of_split(listing.entries, "train", config.data.eval_fraction) is None
-    splits = [video.entry.split or survey_lib.split_of(video.entry.name, config.data.eval_fraction) for video in kept]
+    share = config.data.eval_fraction
+    splits = [
+        video.entry.split or survey_lib.split_of(video.entry.episode or video.entry.name, share) for video in kept
+    ]
     findings = [finding for look in looks for finding in look.findings] + same([k for k in looks if not k.damage])
     return dict(
         path=str(config.data.path),

@@ -9,6 +9,7 @@ each step, and which.
 """
 
 import collections
+import dataclasses
 import os
 import threading
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from nuwaxl_jax import video_io
+from nuwaxl_jax.data.intake import contents
 from nuwaxl_jax.data.intake import places
 from nuwaxl_jax.data.intake import survey as survey_lib
 
@@ -126,6 +128,14 @@ class VideoSource:
     def captions(self, i: int, index: np.ndarray) -> list[str]:
         """The caption of each frame of `index` (int [n]); '' where there is none."""
         return survey_lib.texts(self.videos[i], *self._numbers(i, index), nearest=self._nearest)
+
+    def fingerprint(self) -> str:
+        """What tells these videos and captions from others: names, contents and captions, not places."""
+        lines = []
+        for i, video in enumerate(self.videos):
+            captions = [dataclasses.astuple(caption) for caption in video.entry.captions]
+            lines.append(f"{video.entry.name} {self.num_frames(i)} {contents.digest(video.entry)} {captions}")
+        return "\n".join(lines)
 
     def _reader(self, i: int) -> survey_lib.Reader:
         """This thread's reader of video `i`; the least recently used are closed."""

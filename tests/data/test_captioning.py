@@ -128,6 +128,13 @@ def test_overrides_come_last(tmp_path, config):
         ("a.mp4", 20, "a wall, shade 20"),
         ("b.mp4", None, "all of b"),
     ]
+    by_hand.write_text('{"video": "a.mp4", "frame": 5, "last": 10, "text": "both"}\n')
+    _, lines = captions(config, Counting(), tmp_path / "d.jsonl", overrides=str(by_hand))
+    assert [(line["frame"], line.get("last"), line["text"]) for line in lines if line["video"] == "a.mp4"] == [
+        (0, None, "a wall, shade 0"),
+        (5, 10, "both"),
+        (20, None, "a wall, shade 20"),
+    ]
     by_hand.write_text('{"text": "of what?"}\n')
     with pytest.raises(ValueError, match='by_hand.jsonl:1: give "video"'):
         captions(config, Counting(), tmp_path / "c.jsonl", overrides=str(by_hand))

@@ -263,7 +263,7 @@ def test_flintstones_by_its_layout(tmp_path):
     assert [(e.name, e.split, e.captions[0].text) for e in listing.entries] == [
         (name, split, f"Fred {i}.") for i, (name, split) in enumerate(zip(ids, survey.SPLITS))
     ]
-    assert sorted(left_out(listing).values()) == ["globalID is none", "no such file"]
+    assert sorted(left_out(listing).values()) == ["globalID is none", "no such file", "of joining over splits"]
     with survey.open_reader(listing.entries[1]) as reader:
         assert (reader.info.num_frames, reader.info.fps) == (75, 25.0)
         np.testing.assert_array_equal(reader.read(np.array([70, 3]), 8)[:, 0, 0, 0], [71, 4])

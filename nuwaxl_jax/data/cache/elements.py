@@ -1,9 +1,8 @@
 """An example as it is kept, and as a batch has it.
 
 Kept: `moments` [l, h, w, 2 c] of the T-KLVAE's posterior; `masked` [2, l, h, w, 2 c], those of the masked videos, of
-local clips with the handover by pixels; `states` [u, N, D] of the u different prompts of the clip, and `which` int32 [l]
-of them each frame has, where the text encoder does not learn; `tokens`, `level`, `episode` and `start` as they were
-read.
+local clips with the handover by pixels; where the text encoder does not learn, `states` [u, N, D] of the u different
+prompts of the clip, and `which` of them each frame has, int32 [l]; `tokens`, `level`, `episode` and `start` as read.
 """
 
 from __future__ import annotations

@@ -51,8 +51,8 @@ def apply(lines: Iterable[Line]) -> tuple[list[Line], collections.Counter]:
 def overrule(lines: Iterable[Line], path: str) -> tuple[list[Line], int]:
     """(lines with a file's in their place, how many of the file's lines were used).
 
-    The file holds lines as captions.jsonl: with "frame", that frame's caption; without, the whole video's in place of
-    all its others. An empty text takes the caption away.
+    The file holds lines as captions.jsonl: with "frame", that frame's caption; with "last" too, of the frames up to it;
+    without, the whole video's in place of all its others. An empty text takes captions away.
 
     Raises:
       IntakeError: no such file, or a line that cannot be used.
@@ -73,10 +73,15 @@ def overrule(lines: Iterable[Line], path: str) -> tuple[list[Line], int]:
             raise records.IntakeError(f'{path}:{number}: give "video", and "frame" or nothing of when')
         if caption.frame is None:
             made = {key: line for key, line in made.items() if key[0] != video}
+            place = {"frame": None}
+        else:
+            last = caption.frame if caption.last is None else caption.last
+            covered = {(video, frame) for frame in range(caption.frame, last + 1)}
+            made = {key: line for key, line in made.items() if key not in covered}
+            place = {"frame": caption.frame} | ({} if caption.last is None else {"last": caption.last})
         line = dict(video=video, text=caption.text, caption_source="human", model="overrides", revision="", score=None)
-        made.pop((video, caption.frame), None)
         if caption.text:
-            made[video, caption.frame] = line | {"frame": caption.frame}
+            made[video, caption.frame] = line | place
         used += 1
     order = sorted(made, key=lambda key: (key[0], -1 if key[1] is None else key[1]))
     return [made[key] for key in order], used

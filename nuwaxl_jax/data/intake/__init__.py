@@ -1,1 +1,1 @@
-"""What people have, read into one list of videos with captions: folders of videos and of frames, manifests, lists."""
+"""What people have, read into one list of videos with captions: folders, manifests, lists, the Flintstones, stories."""

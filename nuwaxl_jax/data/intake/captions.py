@@ -4,8 +4,9 @@
     captions.jsonl    in the top folder: {"video": "a/clip.mp4", "start": 1.5, "end": 4, "text": "..."} a line
     a/clip.jsonl      the same without "video"
 
-A line with "frame": 12 in place of seconds holds for that frame of the file alone. `start` (from 0, included) and `end`
-(excluded) are seconds; without them a line holds from the beginning, or to the end.
+A line with "frame": 12 in place of seconds holds for that frame of the file alone, with "last": 30 as well for frames
+12 to 30. `start` (from 0, included) and `end` (excluded) are seconds; without them a line holds from the beginning, or
+to the end. "caption_source" says who wrote it: "human", as without it, or anything else, a machine.
 """
 
 from __future__ import annotations
@@ -60,6 +61,34 @@ def interval(start: Any, end: Any) -> tuple[float, float]:
     return float(start), float(end)
 
 
+def frames(frame: Any, last: Any, timed: bool) -> tuple[int | None, int | None]:
+    """First and last frame from what a file says; None is none given.
+
+    Args:
+      frame, last: what the file says.
+      timed: whether it says seconds too.
+
+    Raises:
+      ValueError: no numbers, not in order, or seconds as well.
+    """
+    if frame is not None and (timed or type(frame) is not int or frame < 0):
+        raise ValueError(f'"frame" = {frame!r} must be a number from 0 on, without "start" and "end".')
+    if last is not None and (frame is None or type(last) is not int or last < frame):
+        raise ValueError(f'"last" = {last!r} must be a number from "frame" = {frame!r} on.')
+    return frame, last
+
+
+def source(value: Any) -> str:
+    """'human' or 'machine' from what a file says; None is 'human'.
+
+    Raises:
+      ValueError: no text.
+    """
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f'"caption_source" = {value!r} must be "human" or "machine".')
+    return "human" if value is None or value.strip().lower() in ("", "human") else "machine"
+
+
 def parse_line(entry: Any) -> tuple[str | None, records.Caption]:
     """(its "video" or None, the caption) of one line's object; ValueError names the field."""
     if not isinstance(entry, dict):
@@ -67,10 +96,9 @@ def parse_line(entry: Any) -> tuple[str | None, records.Caption]:
     if not isinstance(entry.get("text"), str):
         raise ValueError(f'the field "text" is missing or no string; there are {sorted(entry)}.')
     video = entry.get("video")
-    frame = entry.get("frame")
-    if frame is not None and ("start" in entry or "end" in entry or type(frame) is not int or frame < 0):
-        raise ValueError(f'"frame" = {frame!r} must be a number from 0 on, without "start" and "end".')
+    frame, last = frames(entry.get("frame"), entry.get("last"), "start" in entry or "end" in entry)
     start, end = interval(entry.get("start"), entry.get("end"))
     if video is not None and not isinstance(video, str):
         raise ValueError(f'"video" = {video!r} must be the name of a file.')
-    return video, records.Caption(records.clean(entry["text"]), start, end, frame)
+    text, who = records.clean(entry["text"]), source(entry.get("caption_source"))
+    return video, records.Caption(text, start, end, frame, last, who)

@@ -85,15 +85,10 @@ def _captions(
                 captions[name].append(records.Caption(text))
     shared = folder / "captions.jsonl"
     if shared.is_file():
-        for number, (video, caption) in enumerate(captions_lib.read_lines(shared), start=1):
-            if video is None:
-                raise records.IntakeError(f'{shared}: entry {number} has no field "video" that names its file.')
-            if video in captions:
-                captions[video].append(caption)
-            else:
-                left_out.append(
-                    records.LeftOut(video, "caption", "caption of no video", f"{shared.name}, entry {number}")
-                )
+        lines, strangers = shared_captions(shared, set(names))
+        left_out += strangers
+        for name, more in lines.items():
+            captions[name].extend(more)
     for name in names:
         own = _beside(folder, name, ".jsonl")
         if own.is_file() and own != shared:

@@ -6,11 +6,15 @@ Columns go by the names that people use, whatever their case; others are not rea
     caption       text, caption, prompt, description
     name          id, clip_id, video_id, videoid                   (else the path)
     seconds       start, start_time, and end, end_time: several rows may then caption one video
-    frame         frame, frame_index: as well, the caption of that frame alone
-    also          fps (of frame folders), split (train, val, valid, validation, dev, test)
+    frame         frame, frame_index: as well, the caption of that frame alone; with last, of frames up to that one
+    span          first_frame, start_frame, and last_frame, end_frame, included: the row is of this part of the file
+    also          fps (of frame folders), split (train, val, valid, validation, dev, test), episode (videos of one are
+                  in one split), caption_source ("human", else a machine), clip (the caption's, by its owner's name)
 
-Paths are relative to the manifest's folder. A row that cannot be used is left out by name and reason; a table without a
-column that says which video is refused.
+Paths are relative to the manifest's folder. Spans of a file are videos of their own, named NAME#000120-000455 and,
+where no `episode` is given, in one split; `frame`, `last` and seconds in their rows count from the beginning of the
+file. A row that cannot be used is left out by name and reason; a table without a column that says which video is
+refused.
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ from typing import Any
 from nuwaxl_jax.data.intake import captions as captions_lib
 from nuwaxl_jax.data.intake import records
 
+Rows = Iterable[tuple[int, dict[str, Any] | str]]  # (line or row number, its fields or why there are none)
+
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 COLUMNS = {
     "path": ("path", "video", "video_path", "file_name", "filename", "file"),
@@ -35,16 +41,22 @@ COLUMNS = {
     "start": ("start", "start_time"),
     "end": ("end", "end_time"),
     "frame": ("frame", "frame_index"),
+    "last": ("last",),
+    "first_frame": ("first_frame", "start_frame"),
+    "last_frame": ("last_frame", "end_frame"),
     "fps": ("fps",),
     "split": ("split",),
+    "episode": ("episode",),
+    "source": ("caption_source",),
+    "clip": ("clip",),
 }
-_SPLITS = {"train": "train", "val": "valid", "valid": "valid", "validation": "valid", "dev": "valid", "test": "test"}
-_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # bytes that 'surrogateescape' let through
+SPLITS = {"train": "train", "val": "valid", "valid": "valid", "validation": "valid", "dev": "valid", "test": "test"}
+NOT_UTF8 = re.compile("[\udc80-\udcff]")  # bytes that 'surrogateescape' let through
 _BATCH_ROWS = 4096
 _FIELD_CHARACTERS = 16_000_000
 
 
-class _Unusable(ValueError):
+class Unusable(ValueError):
     """Why a row is left out: (reason, detail)."""
 
 
@@ -54,9 +66,18 @@ def read(path: pathlib.Path) -> records.Listing:
     Raises:
       IntakeError: no table, or no column that names videos.
     """
-    rows = {".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}[path.suffix.lower()]
     entries, left_out = _gather(path, rows(path))
     return records.Listing(path, "manifest", entries, left_out)
+
+
+def rows(path: pathlib.Path) -> Rows:
+    """(line or row number, its fields or why there are none) of each row.
+
+    Raises:
+      IntakeError: no table, when this is found.
+    """
+    kinds = {".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
+    return kinds[path.suffix.lower()](path)
 
 
 def read_lists(folder: pathlib.Path) -> records.Listing:
@@ -71,12 +92,9 @@ def read_lists(folder: pathlib.Path) -> records.Listing:
     if len(videos) != len(prompts):
         problem = f"videos.txt has {len(videos)} lines, prompts.txt {len(prompts)}"
         raise records.IntakeError(f"{folder}: {problem}; give one prompt a video, line by line")
-    rows = (dict(path=video.strip(), text=prompt) for video, prompt in zip(videos, prompts))
-    entries, left_out = _gather(folder / "videos.txt", enumerate(rows, start=1))
+    pairs = (dict(path=video.strip(), text=prompt) for video, prompt in zip(videos, prompts))
+    entries, left_out = _gather(folder / "videos.txt", enumerate(pairs, start=1))
     return records.Listing(folder, "lists", entries, left_out)
-
-
-Rows = Iterable[tuple[int, dict[str, Any] | str]]  # (line or row number, its fields or why there are none)
 
 
 def _csv(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
@@ -110,12 +128,12 @@ def _jsonl(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
 def _json(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     try:
-        rows = json.loads(captions_lib.read_text(path))
+        table = json.loads(captions_lib.read_text(path))
     except ValueError as error:
         raise records.IntakeError(f"{path}: is no JSON ({error}); mend the file") from error
-    if not isinstance(rows, list):
+    if not isinstance(table, list):
         raise records.IntakeError(f"{path}: holds no list; give a list of objects, one a video")
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(table, start=1):
         yield number, row if isinstance(row, dict) else "is no JSON object"
 
 
@@ -126,7 +144,10 @@ def _parquet(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     try:
         with parquet.ParquetFile(path) as file:
             lowered = {alias for aliases in COLUMNS.values() for alias in aliases}
-            columns = [name for name in file.schema_arrow.names if name.lower() in lowered]
+            names = file.schema_arrow.names
+            if not {name.lower() for name in names} & set(COLUMNS["path"]):
+                lowered.add("image")  # see `pictures`; beside videos it may hold images themselves
+            columns = [name for name in names if name.lower() in lowered]
             number = 0
             for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
                 for row in batch.to_pylist():
@@ -136,7 +157,7 @@ def _parquet(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
         raise records.IntakeError(f"{path}: cannot be read as parquet ({error}); write it again") from error
 
 
-def _fields(row: dict[str, Any]) -> dict[str, Any]:
+def fields_of(row: dict[str, Any]) -> dict[str, Any]:
     """The row's values under our names; of several aliases the first of COLUMNS that has a value."""
     lowered = {str(name).strip().lower(): value for name, value in row.items()}
     out = {}
@@ -152,57 +173,92 @@ def _number(value: Any, field: str) -> float | None:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise _Unusable(f"{field} is no number", repr(value)) from None
+        raise Unusable(f"{field} is no number", repr(value)) from None
     if not math.isfinite(number) or number < 0:
-        raise _Unusable(f"{field} is no number from 0 on", repr(value))
+        raise Unusable(f"{field} is no number from 0 on", repr(value))
     return number
+
+
+def _whole_number(value: Any, field: str) -> int | None:
+    number = _number(value, field)
+    if number is not None and number != int(number):
+        raise Unusable(f"{field} is no whole number", repr(value))
+    return None if number is None else int(number)
+
+
+def split_of(value: Any) -> str | None:
+    """Our name of a split; raises Unusable where it is none."""
+    if value is None:
+        return None
+    if str(value).strip().lower() not in SPLITS:
+        raise Unusable("split is unknown", repr(value))
+    return SPLITS[str(value).strip().lower()]
+
+
+def _caption(fields: dict[str, Any]) -> tuple[records.Caption, bool]:
+    """(the caption, whether it is of a part of the video alone)."""
+    try:
+        start, end = captions_lib.interval(_number(fields["start"], "start"), _number(fields["end"], "end"))
+        who = captions_lib.source(fields["source"])
+    except Unusable:
+        raise
+    except ValueError as error:
+        wrong = "caption_source is no text" if "caption_source" in str(error) else "start is not before end"
+        raise Unusable(wrong, str(error)) from error
+    text = records.clean(fields["text"]) if isinstance(fields["text"], str) else ""
+    frame = _number(fields["frame"], "frame")
+    if frame is not None and (frame != int(frame) or fields["start"] is not None or fields["end"] is not None):
+        raise Unusable("frame is no number by itself", repr(fields["frame"]))
+    frame, last = None if frame is None else int(frame), _whole_number(fields["last"], "last")
+    if last is not None and (frame is None or last < frame):
+        raise Unusable("last is before frame, or without it", f"frame {fields['frame']!r}, last {fields['last']!r}")
+    clip = "" if fields["clip"] is None else str(fields["clip"])
+    caption = records.Caption(text, start, end, frame, last, who, clip)
+    return caption, frame is not None or (start, end) != (0.0, math.inf)
 
 
 def _entry(place: pathlib.Path, row: dict[str, Any] | str) -> tuple[records.Entry, bool]:
     """(the video with at most one caption, whether that is of a part of it alone)."""
     if isinstance(row, str):
-        raise _Unusable("row cannot be read", row)
-    fields = _fields(row)
-    for name in ("path", "text", "name"):
-        if isinstance(fields[name], str) and _NOT_UTF8.search(fields[name]):
-            raise _Unusable(f"{name} is not UTF-8 text", "")
+        raise Unusable("row cannot be read", row)
+    fields = fields_of(row)
+    for name in ("path", "text", "name", "episode", "clip"):
+        if isinstance(fields[name], str) and NOT_UTF8.search(fields[name]):
+            raise Unusable(f"{name} is not UTF-8 text", "")
     if not isinstance(fields["path"], str) or not fields["path"].strip():
-        raise _Unusable("names no video", f"path is {fields['path']!r}")
+        raise Unusable("names no video", f"path is {fields['path']!r}")
     path = place / fields["path"].strip()
     if not path.exists():
-        raise _Unusable("no such file", str(path))
-    split = None if fields["split"] is None else _SPLITS.get(str(fields["split"]).strip().lower(), "")
-    if split == "":
-        raise _Unusable("split is unknown", repr(fields["split"]))
-    try:
-        start, end = captions_lib.interval(_number(fields["start"], "start"), _number(fields["end"], "end"))
-    except _Unusable:
-        raise
-    except ValueError as error:
-        raise _Unusable("start is not before end", str(error)) from error
-    text = records.clean(fields["text"]) if isinstance(fields["text"], str) else ""
-    fps = _number(fields["fps"], "fps") or None
-    frame = _number(fields["frame"], "frame")
-    if frame is not None and (frame != int(frame) or fields["start"] is not None or fields["end"] is not None):
-        raise _Unusable("frame is no number by itself", repr(fields["frame"]))
-    frame = None if frame is None else int(frame)
-    captions = (records.Caption(text, start, end, frame),) if text else ()
+        raise Unusable("no such file", str(path))
+    split = split_of(fields["split"])
+    caption, partial = _caption(fields)
+    captions = (caption,) if caption.text else ()
     name = fields["path"].strip() if fields["name"] is None else str(fields["name"]).strip()
-    return records.Entry(name, path, captions, fps, split), frame is not None or (start, end) != (0.0, math.inf)
+    episode = "" if fields["episode"] is None else str(fields["episode"]).strip()
+    entry = records.Entry(name, path, captions, _number(fields["fps"], "fps") or None, split, episode)
+    first, last = (_whole_number(fields[each], each) for each in ("first_frame", "last_frame"))
+    if first is None and last is None:
+        return entry, partial
+    if first is None or last is None or last < first:
+        raise Unusable("first_frame and last_frame are no span", f"{first} to {last}")
+    if caption.frame is not None and not (caption.frame <= last and first <= (caption.last or caption.frame)):
+        raise Unusable("frame is outside the row's span", f"{fields['frame']} in {first} to {last}")
+    span = dict(name=f"{name}#{first:06}-{last:06}", span=(first, last), episode=episode or fields["path"].strip())
+    return dataclasses.replace(entry, captions=(), whole_captions=captions, **span), partial
 
 
-def _gather(path: pathlib.Path, rows: Rows) -> tuple[tuple[records.Entry, ...], tuple[records.LeftOut, ...]]:
+def _gather(path: pathlib.Path, table: Rows) -> tuple[tuple[records.Entry, ...], tuple[records.LeftOut, ...]]:
     """Videos by name, with the captions of all their rows; and the rows left out."""
     found: dict[str, records.Entry] = {}
     left_out, seen = [], False
-    for number, row in rows:
+    for number, row in table:
         if not seen and isinstance(row, dict):
             _check_columns(path, row)
             seen = True
         place = f"{path.name}:{number}"
         try:
             entry, partial = _entry(path.parent, row)
-        except _Unusable as error:
+        except Unusable as error:
             reason, detail = error.args
             left_out.append(records.LeftOut(place, "listed", reason, detail))
             continue
@@ -210,7 +266,8 @@ def _gather(path: pathlib.Path, rows: Rows) -> tuple[tuple[records.Entry, ...], 
         if before is None:
             found[entry.name] = entry
         elif partial and before.path == entry.path:
-            found[entry.name] = dataclasses.replace(before, captions=before.captions + entry.captions)
+            both = {kind: getattr(before, kind) + getattr(entry, kind) for kind in ("captions", "whole_captions")}
+            found[entry.name] = dataclasses.replace(before, **both)
         else:
             left_out.append(records.LeftOut(place, "listed", "name occurs twice", entry.name))
     return tuple(found[name] for name in sorted(found)), tuple(left_out)

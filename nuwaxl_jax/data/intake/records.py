@@ -6,6 +6,8 @@ import dataclasses
 import math
 import pathlib
 
+from nuwaxl_jax import frames_io
+
 MAX_CHARACTERS = 10_000  # of a caption; no tokenizer here reads as far
 
 
@@ -41,11 +43,16 @@ class Entry:
 
     Attributes:
       name: tells it from all others; its hash decides its split.
-      path: a video file, a folder of numbered images, or an array of frames (.npy).
-      captions: in ascending order of precedence.
+      path: a video file, a folder of numbered images, or an array of frames (.npy); of a joined video its first part.
+      captions: in ascending order of precedence; frames and seconds count from the beginning of this video.
       fps: frames a second where the file does not say it (images); None: unknown.
       split: 'train', 'valid' or 'test' where the owner says so; None: by a hash.
       episode: what it is a part of; videos of one episode are in one split. '': it stands alone.
+      parts: the files that it is joined of, see `frames_io.FrameSequence`; () where `path` is all of it.
+      key: which of the videos in a file that holds many, 'train/17'; '' where the file is one.
+      span: numbers of the first and the last frame, included, of what it is of its file; None: the whole.
+      whole_captions: captions whose frames and seconds count from the beginning of the file of which it is a span;
+        `spans.apply` turns them into captions, which come after these.
     """
 
     name: str
@@ -54,6 +61,10 @@ class Entry:
     fps: float | None = None
     split: str | None = None
     episode: str = ""
+    parts: tuple[frames_io.Part, ...] = ()
+    key: str = ""
+    span: tuple[int, int] | None = None
+    whole_captions: tuple[Caption, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +73,8 @@ class LeftOut:
 
     Attributes:
       name: which.
-      step: of the funnel that it did not pass: 'listed', 'readable', 'long enough', 'captioned'; or 'caption', a
-        caption that belongs to no video.
+      step: of the funnel that it did not pass: 'listed', 'readable', 'long enough', 'captioned'; or 'caption', captions
+        that belong to no video or frame; 'joined', a clip that stands alone; 'unused', what lies beside.
       reason: a short phrase, the same for equal reasons.
       detail: what is particular to this one.
     """
@@ -80,9 +91,9 @@ class Listing:
 
     Attributes:
       place: the folder or the manifest.
-      layout: 'folder', 'manifest', 'lists' or 'flintstones'.
+      layout: 'folder', 'manifest', 'lists', 'flintstones', 'flintstones_hd', 'arldm' or 'pictures'.
       entries: ordered by name.
-      left_out: at the step 'listed'.
+      left_out: at the steps 'listed', 'caption', 'joined' and 'unused'.
     """
 
     place: pathlib.Path

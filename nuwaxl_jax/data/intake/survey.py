@@ -9,24 +9,28 @@ import dataclasses
 import hashlib
 import math
 import os
+import threading
 
 import numpy as np
 
 from nuwaxl_jax import frames_io
 from nuwaxl_jax import video_io
+from nuwaxl_jax.data.intake import arldm
 from nuwaxl_jax.data.intake import records
+from nuwaxl_jax.data.intake import remembered
+from nuwaxl_jax.data.intake import spans
 
 SPLITS = ("train", "valid", "test")
 
 _THREADS = 4
 _NAMED = 3  # of those left out for one reason, in the report
 
-Reader = video_io.VideoReader | frames_io.FrameFolder | frames_io.FrameArray
+Reader = video_io.VideoReader | frames_io.Frames | spans.SpanReader
 
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """A video that can be read."""
+    """A video that can be read; its entry's captions count from its own first frame."""
 
     entry: records.Entry
     index: video_io.VideoIndex
@@ -58,12 +62,51 @@ class Survey:
 def open_reader(
     entry: records.Entry, limits: video_io.Limits = video_io.Limits(), index: video_io.VideoIndex | None = None
 ) -> Reader:
-    """A reader of a video's file or folder; raises as `VideoReader` does."""
+    """A reader of a video; raises as `VideoReader` does.
+
+    Args:
+      entry: which.
+      limits: of what is accepted as a video.
+      index: of it, known from before; of a span, that of its file will do.
+    """
+    if entry.span is None:
+        return _open_whole(entry, limits, index)
+    reader = _open_whole(entry, limits, index.whole if isinstance(index, spans.SpanIndex) else index)
+    if not isinstance(index, spans.SpanIndex):
+        try:
+            index = spans.cut(reader.path, reader.index, entry.span)
+        except video_io.VideoError:
+            reader.close()
+            raise
+    return spans.SpanReader(reader, index)
+
+
+def _open_whole(entry: records.Entry, limits: video_io.Limits, index: video_io.VideoIndex | None) -> Reader:
+    if entry.parts:
+        return frames_io.FrameSequence(entry.parts, limits, index, entry.fps)
+    if entry.key:
+        return arldm.Story(entry.path, entry.key, limits, index, entry.fps)
     if os.path.isdir(entry.path):
         return frames_io.FrameFolder(entry.path, limits, index, entry.fps)
     if str(entry.path).lower().endswith(".npy"):
         return frames_io.FrameArray(entry.path, limits, index, entry.fps)
     return video_io.VideoReader(entry.path, limits, index)
+
+
+def _walk(entry: records.Entry, limits: video_io.Limits) -> video_io.VideoIndex:
+    """The index of a whole video; of a video file the one that is remembered, if it has not changed."""
+    plain = not (entry.parts or entry.key) and str(entry.path).lower().endswith(video_io.VIDEO_SUFFIXES)
+    known = remembered.load(entry.path) if plain and os.path.isfile(entry.path) else None
+    if known is not None:
+        info = known.info
+        size = dict(pixels=info.width * info.height, seconds=info.seconds, frames=info.num_frames)
+        video_io.check_limits(str(entry.path), limits, **size)
+        return known
+    with _open_whole(entry, limits, None) as reader:
+        index = reader.index
+    if plain and os.path.isfile(entry.path):
+        remembered.save(entry.path, index)
+    return index
 
 
 def length(index: video_io.VideoIndex, fps: float = 0.0) -> int:
@@ -106,10 +149,15 @@ def survey(
     """
     videos, left_out = [], []
     passed = collections.Counter()
+    files = _Files(entries, limits)
     with futures.ThreadPoolExecutor(_THREADS) as pool:
-        for done, (entry, index) in enumerate(zip(entries, pool.map(lambda e: _index(e, limits), entries)), start=1):
+        for done, (entry, index) in enumerate(zip(entries, pool.map(files.index, entries)), start=1):
             progress(done)
-            verdict = index if isinstance(index, records.LeftOut) else _verdict(entry, length(index, fps), min_frames)
+            verdict = index
+            if not isinstance(index, records.LeftOut):
+                entry, late = _within(spans.apply(entry, index), index.info.num_frames)
+                left_out += late
+                verdict = _verdict(entry, length(index, fps), min_frames)
             if verdict is not None and not (verdict.step == "captioned" and not require_captions):
                 left_out.append(verdict)
             else:
@@ -136,12 +184,47 @@ def _verdict(entry: records.Entry, count: int, min_frames: int) -> records.LeftO
     return None
 
 
-def _index(entry: records.Entry, limits: video_io.Limits) -> video_io.VideoIndex | records.LeftOut:
-    try:
-        with open_reader(entry, limits) as reader:
-            return reader.index
-    except (video_io.VideoError, OSError) as error:
-        return records.LeftOut(entry.name, "readable", "cannot be read", " ".join(str(error).split()))
+def _within(entry: records.Entry, count: int) -> tuple[records.Entry, list[records.LeftOut]]:
+    """The entry with the captions that begin before the end of its `count` frames, and the others."""
+    late = [caption for caption in entry.captions if caption.frame is not None and caption.frame >= count]
+    if not late:
+        return entry, []
+    captions = tuple(caption for caption in entry.captions if caption.frame is None or caption.frame < count)
+    out = [
+        records.LeftOut(entry.name, "caption", "caption begins after the last frame", f"{c.clip or c.frame} of {count}")
+        for c in late
+    ]
+    return dataclasses.replace(entry, captions=captions), out
+
+
+class _Files:
+    """Indexes entries, from several threads; a file of many spans is walked once."""
+
+    def __init__(self, entries: Sequence[records.Entry], limits: video_io.Limits):
+        self._limits = limits
+        self._locks = {entry.path: threading.Lock() for entry in entries if entry.span is not None}
+        self._known: dict[tuple[os.PathLike, float | None], video_io.VideoIndex | Exception] = {}
+
+    def index(self, entry: records.Entry) -> video_io.VideoIndex | records.LeftOut:
+        try:
+            if entry.span is not None:
+                return spans.cut(str(entry.path), self._whole(entry), entry.span)
+            return _walk(entry, self._limits)
+        except (video_io.VideoError, OSError) as error:
+            return records.LeftOut(entry.name, "readable", "cannot be read", " ".join(str(error).split()))
+
+    def _whole(self, entry: records.Entry) -> video_io.VideoIndex:
+        file = entry.path, entry.fps
+        with self._locks[entry.path]:
+            if file not in self._known:
+                try:
+                    self._known[file] = _walk(entry, self._limits)
+                except (video_io.VideoError, OSError) as error:
+                    self._known[file] = error
+        known = self._known[file]
+        if isinstance(known, Exception):
+            raise known
+        return known
 
 
 def texts(video: Video, numbers: np.ndarray, times: np.ndarray, nearest: bool = False) -> list[str]:
