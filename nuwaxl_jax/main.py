@@ -43,6 +43,9 @@ flags.DEFINE_string(
     "weights", "", "safetensors file, or 'shipped'. Default: the workdir's own if it was trained there, else shipped."
 )
 flags.DEFINE_integer("frames", 0, "Frames of the video; 0 = the full tree, (L - 1)^M + 1.", lower_bound=0)
+flags.DEFINE_string(
+    "redo", "", "--mode=sample: LEVEL.SEGMENT, from 0, to make again with other noise, and all that follows from it."
+)
 flags.DEFINE_integer(
     "cpu_devices",
     0,
@@ -145,7 +148,7 @@ def _sample() -> None:
     if not os.path.isfile(FLAGS.story):
         raise UsageError(f"--story: {FLAGS.story} does not exist; give a text file with one prompt a line")
     bundle, config, card = _load_bundle()
-    sample.run(config, bundle, card, FLAGS.story, FLAGS.workdir, FLAGS.frames)
+    sample.run(config, bundle, card, FLAGS.story, FLAGS.workdir, FLAGS.frames, FLAGS.redo)
 
 
 def _eval() -> None:

@@ -35,6 +35,7 @@ def generate_autoregressive(
     handover: program.Handover | None = None,
     compiled: generate_lib.Compiled | None = None,
     progress: generate_lib.Progress | None = None,
+    frames: frames_lib.FrameLatents | None = None,
 ) -> generate_lib.GenerateResult:
     """Makes V videos of F frames, window by window.
 
@@ -57,9 +58,14 @@ def generate_autoregressive(
     generate_lib.check_covers(plan, prompt_index.shape[1])
     mesh = program.default_mesh() if mesh is None else mesh
     params = program.place_params(params, mesh)
-    frames = frames_lib.FrameLatents(len(prompt_index), [plan], latent_shape)
-    timing: dict[str, Any] = {}
-    for window in range(plan.num_segments):
+    frames = frames_lib.FrameLatents(len(prompt_index), [plan], latent_shape) if frames is None else frames
+    to_make = sorted(  # (window, attempt, videos)
+        (window, attempt, video[segment == window].tolist())
+        for attempt, video, segment in frames.to_make(plan)
+        for window in np.unique(segment).tolist()
+    )
+    timing = generate_lib.empty_timing(plan)
+    for window, attempt, videos in to_make:
         step = generate_lib.generate_level(
             sample_segments,
             params,
@@ -68,6 +74,8 @@ def generate_autoregressive(
             frames,
             prompt_index,
             segments=[window],
+            videos=videos,
+            attempt=attempt,
             mesh=mesh,
             chunk=chunk,
             microbatch=microbatch,
@@ -75,7 +83,7 @@ def generate_autoregressive(
             compiled=(compiled or {}).get(plan.level),
         )
         for name in ("segments", "calls", "rounds", "seconds", "compile_seconds"):
-            step[name] += timing.get(name, 0)
+            step[name] += timing[name]
         timing = step
         if progress is not None:
             progress(plan.level, window + 1, plan.num_segments, timing["seconds"])

@@ -2,9 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 
+import jax
 import numpy as np
 
 from nuwaxl_jax.hierarchy import plan as plan_lib
+
+
+def attempt_key(key: jax.Array, attempt: int) -> jax.Array:
+    """The key of the first attempt is the video's; each later one has its own."""
+    return jax.random.fold_in(key, np.uint32(2**32 - attempt)) if attempt else key
 
 
 class FrameLatents:
@@ -60,6 +66,14 @@ class FrameLatents:
         position, row = self._positions(frame)[new], np.broadcast_to(video[:, None], frame.shape)[new]
         self.array[row, position] = latents[new]
         self.done[row, position] = True
+
+    def to_make(self, plan: plan_lib.LevelPlan) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """What is to be made of a level: (attempt, int32 [n] videos, int32 [n] segments), here all, video-major."""
+        video, segment = np.indices((self.num_videos, plan.num_segments), np.int32).reshape(2, -1)
+        return [(0, video, segment)]
+
+    def note(self, plan: plan_lib.LevelPlan, video: np.ndarray, segment: np.ndarray, attempt: int) -> None:
+        """Told after `write` which segments (int [n] each) were made."""
 
     def _positions(self, frame: np.ndarray) -> np.ndarray:
         position = np.searchsorted(self.frame_ids, frame)

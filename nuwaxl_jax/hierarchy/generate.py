@@ -58,6 +58,7 @@ def generate(
     handover: program.Handover | None = None,
     compiled: Compiled | None = None,
     progress: Progress | None = None,
+    frames: frames_lib.FrameLatents | None = None,
 ) -> GenerateResult:
     """Makes V videos of F frames, level by level.
 
@@ -81,6 +82,7 @@ def generate(
       compiled: programs by level, or futures of them, from `compile_ahead`; levels not in it are compiled
         when reached.
       progress: called after each chunk.
+      frames: to fill, and what it says is made is not made again; None starts empty.
 
     Raises:
       ValueError: if an argument does not fit the plans.
@@ -89,7 +91,7 @@ def generate(
     prompt_index = checked_prompts(prompt_index)
     check_covers(plans[-1], prompt_index.shape[1])
     mesh = program.default_mesh() if mesh is None else mesh
-    frames = frames_lib.FrameLatents(len(prompt_index), plans, latent_shape)
+    frames = frames_lib.FrameLatents(len(prompt_index), plans, latent_shape) if frames is None else frames
     timings = [
         generate_level(
             sample_segments,
@@ -126,25 +128,31 @@ def generate_level(
     handover: program.Handover | None = None,
     compiled: program.CompiledLevel | concurrent.futures.Future | None = None,
     progress: Progress | None = None,
+    attempt: int = 0,
 ) -> dict[str, Any]:
     """Makes segments of one level and writes their new frames into `frames`; arguments as in `generate`.
 
     Args:
       frames: holds the given frames; may hold older latents of the new ones, which are replaced.
-      segments: which, in any order; None makes all.
+      segments: which, in any order; None makes all that `frames.to_make` tells.
       videos: of which videos, in any order; None is all.
+      attempt: of these segments, where they are named; see `frames.attempt_key`.
 
     Returns:
       The level's entry of `GenerateResult.timings`.
     """
     mesh = program.default_mesh() if mesh is None else mesh
-    video, segment = _items(plan, frames.num_videos, videos, segments)
+    whole = segments is None and videos is None
+    groups = frames.to_make(plan) if whole else [(attempt, *_items(plan, frames.num_videos, videos, segments))]
+    total = sum(len(video) for _, video, _ in groups)
     prompt_index = checked_prompts(prompt_index, frames.num_videos)
+    if not total:
+        return empty_timing(plan)
     start = time.perf_counter()
     spec = level_spec(
         sample_segments,
         plan,
-        len(video),
+        frames.num_videos * plan.num_segments if whole else total,  # one program, however much is left to make
         frames.latent_shape,
         mesh=mesh,
         chunk=chunk,
@@ -157,30 +165,49 @@ def generate_level(
     params = level_fn.place(params)
 
     start = time.perf_counter()
-    chunks = [slice(i, min(i + spec.capacity, len(video))) for i in range(0, len(video), spec.capacity)]
-    pending = None
-    for at in [*chunks, None]:
+    chunks = [
+        (number, video[i : i + spec.capacity], segment[i : i + spec.capacity])
+        for number, video, segment in groups
+        for i in range(0, len(video), spec.capacity)
+    ]
+    pending, finished = None, 0
+    for one in [*chunks, None]:
         dispatched = None
-        if at is not None:
-            items = _inputs(plan, frames, prompt_index, video[at], segment[at])
-            dispatched = at, level_fn(params, key, plan.level, items)
+        if one is not None:
+            number, video, segment = one
+            items = _inputs(plan, frames, prompt_index, video, segment)
+            dispatched = one, level_fn(params, frames_lib.attempt_key(key, number), plan.level, items)
         if pending is not None:  # fetched while the devices make the next chunk
-            done, out = pending
-            latents = level_fn.fetch(out, done.stop - done.start)
-            _store(plan, frames, video[done], segment[done], latents)
+            (number, video, segment), out = pending
+            _store(plan, frames, video, segment, level_fn.fetch(out, len(video)))
+            frames.note(plan, video, segment, number)
+            finished += len(video)
             if progress is not None:
-                progress(plan.level, done.stop, len(video), time.perf_counter() - start)
+                progress(plan.level, finished, total, time.perf_counter() - start)
         pending = dispatched
+    sizes = [len(video) for _, video, _ in chunks]
+    return _timing(plan, total, sizes, spec.batch, time.perf_counter() - start, compile_seconds)
+
+
+def _timing(
+    plan: plan_lib.LevelPlan, segments: int, chunks: list[int], batch: int, seconds: float, compile_seconds: float
+) -> dict[str, Any]:
+    """An entry of `GenerateResult.timings`."""
     return {
         "level": plan.level,
         "network_level": plan.network_level,
         "stride": plan.stride,
-        "segments": len(video),
+        "segments": segments,
         "calls": len(chunks),
-        "rounds": sum(-(-(at.stop - at.start) // spec.batch) for at in chunks),
-        "seconds": time.perf_counter() - start,
+        "rounds": sum(-(-size // batch) for size in chunks),
+        "seconds": seconds,
         "compile_seconds": compile_seconds,
     }
+
+
+def empty_timing(plan: plan_lib.LevelPlan) -> dict[str, Any]:
+    """The entry of a level of which nothing is left to make."""
+    return _timing(plan, 0, [], 1, 0.0, 0.0)
 
 
 def level_spec(

@@ -2,12 +2,16 @@
 
 Steps: read the story; encode its different prompts once; plan the tree; compile every level's program in parallel;
 generate level by level; decode in bounded windows straight into the mp4. Each output appears by atomic rename.
+
+Latents are kept as they are made, in STORY.latents (`ledger`): the same command goes on where it was killed, to the
+same bits, and --redo makes a segment again. SIGTERM and SIGINT end the run after a device call, with status 42.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
@@ -28,11 +32,15 @@ from nuwaxl_jax import partitioning
 from nuwaxl_jax import video_io
 from nuwaxl_jax.hierarchy import autoregressive
 from nuwaxl_jax.hierarchy import decode as decode_lib
+from nuwaxl_jax.hierarchy import frames as frames_lib
 from nuwaxl_jax.hierarchy import generate as generate_lib
+from nuwaxl_jax.hierarchy import keeping
+from nuwaxl_jax.hierarchy import ledger
 from nuwaxl_jax.hierarchy import plan as plan_lib
 from nuwaxl_jax.hierarchy import segments as segments_lib
 from nuwaxl_jax.hierarchy import story as story_lib
 from nuwaxl_jax.hierarchy import storyboard
+from nuwaxl_jax.training import interrupts
 
 FPS = 15
 
@@ -103,12 +111,16 @@ def generate(
     key: jax.Array | None = None,
     mesh: jax.sharding.Mesh | None = None,
     progress: bool = True,
+    frames: frames_lib.FrameLatents | None = None,
+    stop: Callable[[], None] = lambda: None,
 ) -> Generated:
     """Latents of V videos by the config's strategy.
 
     Args:
       prompts: different prompts; prompt_index: int32 `[V, F]`, each frame's row among them.
       key: of the noise; None is `config.seed`'s.
+      frames: to fill; what is made of them already is not made again. None starts empty.
+      stop: called after each device call, and may raise.
     """
     key = jax.random.key(config.seed) if key is None else key
     tree = config.hierarchy
@@ -117,7 +129,12 @@ def generate(
     params = segments_lib.sampling_params(networks, bundle, prompts)
     sample_segments = segments_lib.sampler_of(config, networks)
     calls = [segments_lib.denoiser_calls(config, p.network_level) for p in plans]
-    report = Progress(plans, calls, videos) if progress else None
+    line = Progress(plans, calls, videos) if progress else lambda *_: None
+
+    def report(*done: Any) -> None:
+        line(*done)
+        stop()
+
     shared = level_arguments(config, networks, plans) | dict(mesh=mesh)
     if tree.strategy == "autoregressive":
         result = autoregressive.generate_autoregressive(
@@ -128,11 +145,16 @@ def generate(
             prompt_index,
             networks.latent_shape,
             progress=report,
+            frames=frames,
             **shared | dict(microbatch=shared["microbatch"][0]),
         )
         serial = result.timings[0]["rounds"] * calls[0]
     else:
-        ahead = generate_lib.compile_ahead(sample_segments, params, plans, videos, networks.latent_shape, **shared)
+        left = [plan for plan in plans if frames is None or frames.to_make(plan)]
+        sizes = [shared["microbatch"][plans.index(plan)] for plan in left]
+        ahead = generate_lib.compile_ahead(
+            sample_segments, params, left, videos, networks.latent_shape, **shared | dict(microbatch=sizes)
+        )
         result = generate_lib.generate(
             sample_segments,
             params,
@@ -142,6 +164,7 @@ def generate(
             networks.latent_shape,
             compiled=ahead,
             progress=report,
+            frames=frames,
             **shared,
         )
         serial = sum(t["rounds"] * c for t, c in zip(result.timings, calls))
@@ -196,6 +219,45 @@ def _write_video(path, networks, bundle, latents, keep: set[int], on_progress) -
     return kept
 
 
+def _check_noise(config: ml_collections.ConfigDict, plans: Sequence[plan_lib.LevelPlan], level: int) -> None:
+    """Refuses to make segments again that have no noise to differ by."""
+    sampler = config.sampler
+    if level >= len(plans) or sampler.method == "ddpm" or sampler.eta > 0:
+        return
+    windows = config.hierarchy.strategy == "autoregressive"
+    if (sampler.window_temperature if windows else sampler.temperature[plans[level].network_level]) == 0:
+        field = "window_temperature" if windows else "temperature"
+        problem = f"sampler.{field} is 0 at level {level}, where segments follow from their borders without noise"
+        raise ValueError(f"--redo: {problem}; redo a segment of a level above")
+
+
+def _latents(
+    config: ml_collections.ConfigDict,
+    networks: networks_lib.Networks,
+    bundle: networks_lib.Params,
+    prompts: Sequence[str],
+    prompt_index: np.ndarray,
+    plans: Sequence[plan_lib.LevelPlan],
+    path: pathlib.Path,
+    redo: str,
+    say: Callable[[str], None],
+) -> ledger.StoredLatents:
+    """The video's latents as an earlier run has left them."""
+    chosen = keeping.parse_redo(redo) if redo else None
+    sizes = level_arguments(config, networks, plans)["microbatch"]
+    key = keeping.key_of(config, bundle, prompts, prompt_index, sizes)
+    frames = keeping.open_folder(path, key, plans, networks.latent_shape)
+    if sum(frames.found):
+        found = ", ".join(f"{n} of {plan.num_segments}" for n, plan in zip(frames.found, plans))
+        say(f"{frames.folder}: segments made before, by level: {found}; the others are made now")
+    if frames.damaged:
+        say(f"{frames.folder}: {frames.damaged} segments are not as they were written and are made again")
+    if chosen:
+        _check_noise(config, plans, chosen[0])
+        say(f"--redo={redo}: {frames.redo(*chosen)} segments are made again")
+    return frames
+
+
 def run(
     config: ml_collections.ConfigDict,
     bundle: networks_lib.Params,
@@ -203,16 +265,35 @@ def run(
     story_path: str,
     out_dir: str,
     num_frames: int = 0,
+    redo: str = "",
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> pathlib.Path:
     """Makes STORY.mp4, STORY.png and STORY.json in `out_dir`; returns the mp4's path.
 
     Args:
       num_frames: F; 0 is the full tree, (L - 1)^M + 1.
+      redo: 'LEVEL.SEGMENT' to make again with other noise, and all that follows from it; '' none.
 
     Raises:
       ValueError, FileNotFoundError: one line; nothing has been written.
+      SystemExit: 42, interrupted; the same command goes on.
     """
+    with interrupts.catch("stopping after this device call; its latents are kept") as interrupt:
+        return _run(config, bundle, card, story_path, out_dir, num_frames, redo, say, interrupt)
+
+
+def _run(
+    config: ml_collections.ConfigDict,
+    bundle: networks_lib.Params,
+    card: dict[str, Any],
+    story_path: str,
+    out_dir: str,
+    num_frames: int,
+    redo: str,
+    say: Callable[[str], None],
+    interrupt: interrupts.Interrupt,
+) -> pathlib.Path:
+    """`run`."""
     begin = time.perf_counter()
     story = story_lib.Story.load(story_path)
     num_frames = num_frames or config_lib.window_frames(config)
@@ -227,7 +308,9 @@ def run(
         f"{sum(p.num_segments for p in plans)} segments in {len(plans)} levels; compiling"
     )
     mesh = partitioning.make_mesh(**config.mesh.to_dict())
-    generated = generate(config, networks, bundle, prompts, index[None], mesh=mesh)
+    frames = _latents(config, networks, bundle, prompts, index, plans, path, redo, say)
+    stop = functools.partial(interrupt.leave, f"{path}: interrupted; the same command goes on", say)
+    generated = generate(config, networks, bundle, prompts, index[None], mesh=mesh, frames=frames, stop=stop)
     sampled = time.perf_counter()
 
     rows = storyboard.rows_of(plans, num_frames)
@@ -235,6 +318,7 @@ def run(
     last = [sampled]
 
     def on_decode(done: int, total: int, seconds: float) -> None:
+        stop()
         if done == total or time.perf_counter() - last[0] > 3:
             last[0] = time.perf_counter()
             say(
@@ -247,6 +331,8 @@ def run(
     storyboard.save_png(path.with_suffix(".png"), board)
     end = time.perf_counter()
     seconds = {"sampling_seconds": sampled - begin, "decoding_seconds": end - sampled, "total_seconds": end - begin}
+    frames.finish()
+    keeping.forget_others(path, frames)
     files.write_json(path.with_suffix(".json"), metadata(config, story, card, generated, seconds, num_frames))
     say(
         f"{path} with its .png and .json: {end - begin:.1f} s ({sampled - begin:.1f} s to sample, compiling included; "

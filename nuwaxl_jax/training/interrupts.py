@@ -6,7 +6,7 @@ Exit status 42 tells a watcher to start the same command again.
 import contextlib
 import signal
 import sys
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 
 import jax
 from jax.experimental import multihost_utils
@@ -19,7 +19,8 @@ RESUME_ME = 42
 class Interrupt:
     """Whether this job was told to stop; on many hosts they agree on the step."""
 
-    def __init__(self):
+    def __init__(self, follows: str = "stopping after this step; a checkpoint follows"):
+        self._follows = follows
         self._told = False
         self._count = 0
 
@@ -29,11 +30,7 @@ class Interrupt:
         if self._told:
             raise SystemExit(128 + signum)
         self._told = True
-        print(
-            "stopping after this step; a checkpoint follows (a second signal stops at once)",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f"{self._follows} (a second signal stops at once)", file=sys.stderr, flush=True)
 
     def asked(self) -> bool:
         """Whether to stop now. Every process must ask equally often: the count is what they agree on."""
@@ -48,11 +45,20 @@ class Interrupt:
             metrics.say(f"{where}: interrupted before its first step; the same command resumes")
             raise SystemExit(RESUME_ME)
 
+    def leave(self, line: str, say: Callable[[str], None] = metrics.say) -> None:
+        """Says `line` and exits with status 42, if told to stop: for work that keeps itself as it is done."""
+        if self.asked():
+            say(line)
+            raise SystemExit(RESUME_ME)
+
 
 @contextlib.contextmanager
-def catch() -> Iterator[Interrupt]:
-    """Catches SIGTERM and SIGINT inside; on many hosts SIGTERM belongs to jax's preemption service."""
-    interrupt = Interrupt()
+def catch(follows: str = "") -> Iterator[Interrupt]:
+    """Catches SIGTERM and SIGINT inside; on many hosts SIGTERM belongs to jax's preemption service.
+
+    follows: said when the signal comes; '' is what a training run does.
+    """
+    interrupt = Interrupt(follows) if follows else Interrupt()
     signals = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
     try:
         before = {number: signal.signal(number, interrupt.tell) for number in signals}

@@ -257,3 +257,5 @@ def test_worker_processes_do_not_matter():
     got, state = batches(4, config, source=None)
     assert_same(got, expected[:4])
     assert_same(batches(3, config, source=None, state=state)[0], expected[4:])
+    config.data.num_workers = 0  # saved with two, resumed with none
+    assert_same(batches(3, config, source=None, state=state)[0], expected[4:])

@@ -1,0 +1,86 @@
+"""Which folder keeps the latents of a video being sampled, and what they follow from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+import re
+import shutil
+from typing import Any, Sequence
+
+import jax
+import ml_collections
+import numpy as np
+
+from nuwaxl_jax import networks as networks_lib
+from nuwaxl_jax.hierarchy import ledger
+from nuwaxl_jax.hierarchy import plan as plan_lib
+
+_SECTIONS = ("text", "vae", "unet", "mtd", "diffusion", "sampler")
+_TREE = ("segment_length", "depth", "strategy", "handover", "overlap")
+
+
+def key_of(
+    config: ml_collections.ConfigDict,
+    bundle: networks_lib.Params,
+    prompts: Sequence[str],
+    prompt_index: np.ndarray,
+    microbatch: Sequence[int],
+) -> dict[str, Any]:
+    """All that latents follow from, bit by bit, as JSON values.
+
+    Chunks and the number of devices are not in it: they change no bit. The kind of device and jax's version are.
+    """
+    return dict(
+        seed=config.seed,
+        prompts=list(prompts),
+        frames=hashlib.sha256(np.ascontiguousarray(prompt_index, np.int32).tobytes()).hexdigest(),
+        config={name: config[name].to_dict() for name in _SECTIONS} | {"frame_size": config.data.frame_size},
+        tree={name: config.hierarchy[name] for name in _TREE},
+        microbatch=list(microbatch),
+        weights=_digest(bundle),
+        device=jax.devices()[0].device_kind,
+        jax=jax.__version__,
+    )
+
+
+def _digest(tree: Any) -> str:
+    """SHA-256 of all arrays."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(array)
+    return digest.hexdigest()
+
+
+def open_folder(
+    video: pathlib.Path, key: dict[str, Any], plans: Sequence[plan_lib.LevelPlan], latent_shape: Sequence[int]
+) -> ledger.StoredLatents:
+    """The latents of one video, in VIDEO.latents/<hash of the key>: unfinished ones of other keys are left alone."""
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+    return ledger.StoredLatents(_parent(video) / name, key, 1, plans, latent_shape)
+
+
+def forget_others(video: pathlib.Path, kept: ledger.StoredLatents) -> None:
+    """Removes the latents of videos whose file this one has replaced."""
+    for other in _parent(video).iterdir():
+        if other != kept.folder:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _parent(video: pathlib.Path) -> pathlib.Path:
+    return video.with_suffix(".latents")
+
+
+def parse_redo(text: str) -> tuple[int, int]:
+    """(level, segment) of 'LEVEL.SEGMENT'.
+
+    Raises:
+      ValueError: it is none.
+    """
+    if not re.fullmatch(r"\d+\.\d+", text):
+        raise ValueError(f"--redo is {text!r}; give LEVEL.SEGMENT, as 1.7, counted from 0")
+    level, segment = text.split(".")
+    return int(level), int(segment)
