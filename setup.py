@@ -35,6 +35,7 @@ setup(
         "importlib_resources",  # tensorflow-datasets needs it without TensorFlow and does not declare it
         # Beyond it, each for one reason.
         "absl-py>=2.0",  # flags
+        "array_record>=0.8",  # prepared sets and kept latents (data/prepared, data/cache); grain brings it anyway
         "av>=18",  # reads and writes video containers frame-exactly, brings its own codecs (video_io.py)
         "matplotlib>=3.8",  # plots of evaluations and studies
         "numpy>=1.26",

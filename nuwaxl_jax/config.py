@@ -51,7 +51,11 @@ def _stage(**overrides: Any) -> ml_collections.ConfigDict:
             log_every=50,  # steps between log lines: the one host sync
             sample_every=0,  # steps between sample videos; 0 = only at the end of the stage
             checkpoint_every=500,  # steps between checkpoints; one is always written at the end
-            keep=2,  # newest checkpoints kept
+            keep=2,  # newest checkpoints kept; the next four keep others beside them
+            keep_every=0,  # checkpoints at multiples of so many steps stay for ever; 0 = none
+            keep_hours=0.0,  # one checkpoint in so many hours stays for ever; 0 = none
+            keep_best=0,  # so many of the best by best_metric
+            best_metric="loss",  # of the log (mean since the checkpoint before) or of an evaluation; '-x': highest x
         )
     )
     stage.update(overrides)
@@ -61,7 +65,7 @@ def _stage(**overrides: Any) -> ml_collections.ConfigDict:
 def _data() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         dict(
-            source="toons",  # toons: the procedural cartoon; folder: real videos at `path`; tfds: a TFDS data set
+            source="toons",  # toons: the procedural cartoon; folder: videos at `path`; prepared: of --prepare; tfds
             path="",  # source=folder: a folder of videos and captions, or a manifest (nuwaxl_jax/data/README.md)
             tfds_name="",  # source=tfds: of the data set, as ucf101; `path` is then TFDS's data_dir
             tfds_video="video",  # source=tfds: feature that holds the frames; a/b reaches into nested ones

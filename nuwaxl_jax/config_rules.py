@@ -14,7 +14,7 @@ LPIPS_NONE = "none"  # vae.lpips_sha256 of a run that asked for LPIPS and went o
 _LPIPS_MIN_SIZE = 16  # pixels
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "data.source": ("toons", "folder", "tfds"),
+    "data.source": ("toons", "folder", "prepared", "tfds"),
     "data.caption_fill": ("none", "nearest"),
     "text.tokenizer": ("words", "clip_bpe"),
     "vae.loss": ("l1", "l2", "l1+l2"),
@@ -115,6 +115,7 @@ def _check_stage(config: ml_collections.ConfigDict, name: str) -> None:
     _require(stage.num_steps >= 1, f"{field}.num_steps", "must be at least 1", "set the number of optimiser steps")
     _require(stage.log_every >= 1, f"{field}.log_every", "must be at least 1", "set steps between log lines")
     _require(stage.checkpoint_every >= 1, f"{field}.checkpoint_every", "must be at least 1", "set steps between them")
+    _check_keep(stage, field)
     length = config.hierarchy.segment_length
     _require(
         1 <= stage.clip_length <= length,
@@ -122,6 +123,19 @@ def _check_stage(config: ml_collections.ConfigDict, name: str) -> None:
         f"{stage.clip_length} is not in 1..{length}",
         "a clip has at most hierarchy.segment_length frames",
     )
+
+
+def _check_keep(stage: ml_collections.ConfigDict, field: str) -> None:
+    _require(stage.keep >= 1, f"{field}.keep", "must be at least 1", "set how many of the newest checkpoints stay")
+    for name in ("keep_every", "keep_hours", "keep_best"):
+        _require(stage[name] >= 0, f"{field}.{name}", f"{stage[name]} is negative", "use 0 for none, or more")
+    _require(
+        stage.keep_every % stage.checkpoint_every == 0,
+        f"{field}.keep_every",
+        f"{stage.keep_every} is not a multiple of checkpoint_every {stage.checkpoint_every}",
+        f"use {max(1, round(stage.keep_every / stage.checkpoint_every)) * stage.checkpoint_every}, or 0 for none",
+    )
+    _require(bool(stage.best_metric.strip("-")), f"{field}.best_metric", "is empty", "name a metric, such as loss")
 
 
 def _check_models(config: ml_collections.ConfigDict) -> None:
@@ -305,10 +319,10 @@ def validate_training(config: ml_collections.ConfigDict) -> ml_collections.Confi
       ConfigError: as `validate`.
     """
     _require(
-        config.data.source != "folder" or bool(config.data.path),
+        config.data.source not in ("folder", "prepared") or bool(config.data.path),
         "data.path",
         "is empty",
-        "give the folder of videos with --config.data.path=DIR",
+        "give the folder of videos, or the prepared one, with --config.data.path=DIR",
     )
     _require(
         config.data.source != "tfds" or bool(config.data.tfds_name),

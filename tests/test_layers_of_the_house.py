@@ -13,6 +13,7 @@ LAYERS = {
     "training.loop": 5,
     "training.lineage": 5,
     "training.caching": 5,
+    "training.checkpoint_command": 5,
     "training.initial": 5,
     "training.export": 5,
     "training.previews": 5,

@@ -34,6 +34,7 @@ from nuwaxl_jax.data import text
 from nuwaxl_jax.data import videos
 from nuwaxl_jax.data.cache import store
 from nuwaxl_jax.data.intake import survey
+from nuwaxl_jax.data.prepared import source as prepared_source
 from nuwaxl_jax.data.toons import source as toons_source
 
 Batch = dict[str, np.ndarray]
@@ -369,4 +370,4 @@ def _tfds(config: ml_collections.ConfigDict, split: str) -> sources.EpisodeSourc
     )
 
 
-SOURCES = {"tfds": _tfds, "toons": _toons, "folder": _videos}
+SOURCES = {"tfds": _tfds, "toons": _toons, "folder": _videos, "prepared": prepared_source.open_source}
