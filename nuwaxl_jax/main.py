@@ -32,6 +32,7 @@ from ml_collections import config_flags
 
 from nuwaxl_jax import config as config_lib
 from nuwaxl_jax import host_memory
+from nuwaxl_jax import hosts
 
 _DEFAULT_CONFIG = str(pathlib.Path(config_lib.__file__))
 
@@ -110,6 +111,13 @@ flags.DEFINE_float(
 )
 flags.DEFINE_float("hbm_gib", 0.0, "--mode=compile: memory a device that may be used; 0 = all it has.", lower_bound=0.0)
 flags.DEFINE_integer("level", 0, "--mode=export with another layout: whose denoiser, one a level.", lower_bound=0)
+flags.DEFINE_string(
+    "hosts",
+    "",
+    "Several processes: HOST:PORT of the first, or tpu; '' asks Slurm's and GKE's environment, none does not.",
+)
+flags.DEFINE_integer("processes", 0, "--hosts=HOST:PORT: how many.", lower_bound=0)
+flags.DEFINE_integer("process", -1, "--hosts=HOST:PORT: which this is, from 0.", lower_bound=-1)
 config_flags.DEFINE_config_file(
     "config", _DEFAULT_CONFIG, "Config file, with a preset after a colon.", lock_config=True
 )
@@ -307,6 +315,10 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UsageError(f"unknown argument {argv[1]!r}; options start with --")
     jax.config.update("jax_num_cpu_devices", FLAGS.cpu_devices or _default_cpu_devices())
+    job = hosts.job_of(FLAGS.hosts, FLAGS.processes, FLAGS.process)
+    if job is not None and FLAGS.mode != "train":
+        raise UsageError(f"--mode={FLAGS.mode} is one process's work; start it once, with --hosts=none")
+    hosts.join(job)
     if FLAGS.mode in ("train", "sample", "eval"):
         _require_workdir()
         if jax.default_backend() == "cpu":
@@ -341,12 +353,14 @@ def run(argv: list[str] | None = None) -> None:
         if os.environ.get("NUWAXL_TRACEBACK"):
             raise
         _refuse(error)
+    except hosts.HostsError as error:
+        _refuse(error, 1)
 
 
-def _refuse(error: Exception) -> None:
+def _refuse(error: Exception, status: int = 2) -> None:
     line = " ".join(str(error).split())
     print(f"nuwaxl_jax: {line or type(error).__name__}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
 if __name__ == "__main__":
