@@ -316,7 +316,7 @@ def main(argv: list[str]) -> None:
         raise UsageError(f"unknown argument {argv[1]!r}; options start with --")
     jax.config.update("jax_num_cpu_devices", FLAGS.cpu_devices or _default_cpu_devices())
     job = hosts.job_of(FLAGS.hosts, FLAGS.processes, FLAGS.process)
-    if job is not None and FLAGS.mode != "train":
+    if job is not None and FLAGS.mode not in ("train", "sample"):
         raise UsageError(f"--mode={FLAGS.mode} is one process's work; start it once, with --hosts=none")
     hosts.join(job)
     if FLAGS.mode in ("train", "sample", "eval"):

@@ -67,6 +67,10 @@ class FrameLatents:
         self.array[row, position] = latents[new]
         self.done[row, position] = True
 
+    def mark(self, video: int, frame: np.ndarray) -> None:
+        """Notes that frames (int [n]) of a video are made."""
+        self.done[video, self._positions(frame)] = True
+
     def to_make(self, plan: plan_lib.LevelPlan) -> list[tuple[int, np.ndarray, np.ndarray]]:
         """What is to be made of a level: (attempt, int32 [n] videos, int32 [n] segments), here all, video-major."""
         video, segment = np.indices((self.num_videos, plan.num_segments), np.int32).reshape(2, -1)

@@ -10,10 +10,12 @@ import shutil
 from typing import Any, Sequence
 
 import jax
+from jax.experimental import multihost_utils
 import ml_collections
 import numpy as np
 
 from nuwaxl_jax import networks as networks_lib
+from nuwaxl_jax.hierarchy import frames as frames_lib
 from nuwaxl_jax.hierarchy import ledger
 from nuwaxl_jax.hierarchy import plan as plan_lib
 
@@ -61,6 +63,23 @@ def open_folder(
     """The latents of one video, in VIDEO.latents/<hash of the key>: unfinished ones of other keys are left alone."""
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     return ledger.StoredLatents(_parent(video) / name, key, 1, plans, latent_shape)
+
+
+def agree(
+    stored: ledger.StoredLatents | None, plans: Sequence[plan_lib.LevelPlan], latent_shape: Sequence[int]
+) -> frames_lib.FrameLatents:
+    """The same latents on every host: the first one's as they are, a copy on the others (which pass None)."""
+    if jax.process_count() == 1:
+        return stored
+    text = json.dumps(stored.state()).encode() if stored else b""
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    buffer = np.zeros(size, np.uint8)
+    buffer[: len(text)] = np.frombuffer(text, np.uint8)
+    state = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(buffer)).tobytes())
+    array = stored.array if stored else frames_lib.FrameLatents(1, plans, latent_shape).array
+    if state["made"]:
+        array = np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(array)))
+    return stored or ledger.ToldLatents(state, array, 1, plans, latent_shape)
 
 
 def forget_others(video: pathlib.Path, kept: ledger.StoredLatents) -> None:

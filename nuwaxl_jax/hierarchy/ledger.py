@@ -13,7 +13,7 @@ held, so memory does not grow with the video.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 import json
 import os
 import pathlib
@@ -78,23 +78,11 @@ class StoredLatents(frames_lib.FrameLatents):
             ) from error
         self.damaged = self._verify()
         self.found = [sum(level == plan.level for level, _, _ in self._made) for plan in self._plans]
-        for plan in self._plans:
-            made = [(video, segment) for level, video, segment in self._made if level == plan.level]
-            for video, segment in made:
-                new = plan.frame_index[segment][~plan.given[segment]]
-                self.done[video, self._positions(new)] = True
+        _mark(self, self._plans, self._made)
 
     def to_make(self, plan: plan_lib.LevelPlan) -> list[tuple[int, np.ndarray, np.ndarray]]:
         """The segments of a level that are not made, by attempt."""
-        left: dict[int, list[tuple[int, int]]] = {}
-        for video in range(self.num_videos):
-            for segment in range(plan.num_segments):
-                if (plan.level, video, segment) not in self._made:
-                    left.setdefault(self._attempt.get((plan.level, segment), 0), []).append((video, segment))
-        return [
-            (attempt, *(np.asarray(column, np.int32) for column in zip(*items)))
-            for attempt, items in sorted(left.items())
-        ]
+        return _left(self.num_videos, plan, self._made, self._attempt)
 
     def note(self, plan: plan_lib.LevelPlan, video: np.ndarray, segment: np.ndarray, attempt: int) -> None:
         """Writes down that these segments are made; their frames have been written."""
@@ -124,6 +112,10 @@ class StoredLatents(frames_lib.FrameLatents):
         line = {"redo": [level, segment], "attempt": 1 + max(self._attempt.values(), default=0)}
         self._append(line)
         return self._forget(line)
+
+    def state(self) -> dict[str, Any]:
+        """Which segments are made, as JSON: what `ToldLatents` is told on the other hosts."""
+        return dict(made=sorted(map(list, self._made)), attempts=[[*item, n] for item, n in self._attempt.items()])
 
     def finish(self) -> None:
         """Writes down that the video of these latents has been written."""
@@ -200,6 +192,47 @@ class StoredLatents(frames_lib.FrameLatents):
     def _crc(self, plan: plan_lib.LevelPlan, video: int, segment: int) -> int:
         new = plan.frame_index[segment][~plan.given[segment]]
         return zlib.crc32(np.ascontiguousarray(self.array[video, self._positions(new)]).tobytes())
+
+
+class ToldLatents(frames_lib.FrameLatents):
+    """What `StoredLatents` of the first host holds, on another one; in memory, and nothing is written."""
+
+    def __init__(
+        self,
+        state: dict[str, Any],
+        array: np.ndarray,
+        num_videos: int,
+        plans: Sequence[plan_lib.LevelPlan],
+        latent_shape: Sequence[int],
+    ):
+        super().__init__(num_videos, plans, latent_shape)
+        self.array = np.array(array)
+        self._made = {tuple(item) for item in state["made"]}
+        self._attempt = {(level, segment): attempt for level, segment, attempt in state["attempts"]}
+        _mark(self, plans, self._made)
+
+    def to_make(self, plan: plan_lib.LevelPlan) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """As the first host's."""
+        return _left(self.num_videos, plan, self._made, self._attempt)
+
+
+def _mark(frames: frames_lib.FrameLatents, plans: Sequence[plan_lib.LevelPlan], made: Iterable[Any]) -> None:
+    """Notes in `frames.done` the frames of the segments made."""
+    by_level = {plan.level: plan for plan in plans}
+    for level, video, segment in made:
+        plan = by_level[level]
+        frames.mark(video, plan.frame_index[segment][~plan.given[segment]])
+
+
+def _left(
+    num_videos: int, plan: plan_lib.LevelPlan, made: Container[Any], attempts: dict[tuple[int, int], int]
+) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    left: dict[int, list[tuple[int, int]]] = {}
+    for video in range(num_videos):
+        for segment in range(plan.num_segments):
+            if (plan.level, video, segment) not in made:
+                left.setdefault(attempts.get((plan.level, segment), 0), []).append((video, segment))
+    return [(n, *(np.asarray(column, np.int32) for column in zip(*items))) for n, items in sorted(left.items())]
 
 
 def _below(plans: Sequence[plan_lib.LevelPlan], level: int, segment: int) -> list[tuple[int, int]]:

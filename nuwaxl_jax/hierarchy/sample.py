@@ -22,6 +22,7 @@ import time
 from typing import Any, Callable, Sequence, TextIO
 
 import jax
+from jax.experimental import multihost_utils
 import ml_collections
 import numpy as np
 
@@ -35,7 +36,6 @@ from nuwaxl_jax.hierarchy import decode as decode_lib
 from nuwaxl_jax.hierarchy import frames as frames_lib
 from nuwaxl_jax.hierarchy import generate as generate_lib
 from nuwaxl_jax.hierarchy import keeping
-from nuwaxl_jax.hierarchy import ledger
 from nuwaxl_jax.hierarchy import plan as plan_lib
 from nuwaxl_jax.hierarchy import segments as segments_lib
 from nuwaxl_jax.hierarchy import story as story_lib
@@ -127,6 +127,8 @@ def generate(
     videos, num_frames = prompt_index.shape
     plans = make_plans(config, num_frames)
     params = segments_lib.sampling_params(networks, bundle, prompts)
+    if jax.process_count() > 1:
+        params = jax.device_get(params)  # from here on over all hosts' devices
     sample_segments = segments_lib.sampler_of(config, networks)
     calls = [segments_lib.denoiser_calls(config, p.network_level) for p in plans]
     line = Progress(plans, calls, videos) if progress else lambda *_: None
@@ -204,7 +206,8 @@ def metadata(config, story, card, generated: Generated, seconds: dict[str, float
 
 
 def _write_video(path, networks, bundle, latents, keep: set[int], on_progress) -> dict[int, np.ndarray]:
-    """Decodes into the mp4; returns the frames whose numbers are in `keep`."""
+    """Decodes into the mp4; returns the frames whose numbers are in `keep`. Without a path nothing is written: other
+    hosts decode along, so that all are told alike when to stop."""
     kept: dict[int, np.ndarray] = {}
 
     def stream():
@@ -215,7 +218,11 @@ def _write_video(path, networks, bundle, latents, keep: set[int], on_progress) -
             first += len(frames)
             yield frames
 
-    video_io.write_mp4(path, stream(), FPS)
+    if path is None:
+        for _ in stream():
+            pass
+    else:
+        video_io.write_mp4(path, stream(), FPS)
     return kept
 
 
@@ -241,8 +248,10 @@ def _latents(
     path: pathlib.Path,
     redo: str,
     say: Callable[[str], None],
-) -> ledger.StoredLatents:
-    """The video's latents as an earlier run has left them."""
+) -> frames_lib.FrameLatents:
+    """The video's latents as an earlier run has left them; the first host keeps them."""
+    if jax.process_index():
+        return keeping.agree(None, plans, networks.latent_shape)
     chosen = keeping.parse_redo(redo) if redo else None
     sizes = level_arguments(config, networks, plans)["microbatch"]
     key = keeping.key_of(config, bundle, prompts, prompt_index, sizes)
@@ -255,7 +264,7 @@ def _latents(
     if chosen:
         _check_noise(config, plans, chosen[0])
         say(f"--redo={redo}: {frames.redo(*chosen)} segments are made again")
-    return frames
+    return keeping.agree(frames, plans, networks.latent_shape)
 
 
 def run(
@@ -294,14 +303,16 @@ def _run(
     interrupt: interrupts.Interrupt,
 ) -> pathlib.Path:
     """`run`."""
-    begin = time.perf_counter()
+    begin, first = time.perf_counter(), jax.process_index() == 0
+    say = say if first else lambda line: None
     story = story_lib.Story.load(story_path)
     num_frames = num_frames or config_lib.window_frames(config)
     plans = make_plans(config, num_frames)  # refuses a frame count that does not fit before anything is written
     networks = networks_lib.build(config)
     prompts, index = story.frame_prompts(num_frames)
     target = pathlib.Path(out_dir)
-    target.mkdir(parents=True, exist_ok=True)
+    if first:
+        target.mkdir(parents=True, exist_ok=True)
     path = target / f"{pathlib.Path(story_path).stem}.mp4"
     say(
         f"{num_frames} frames of {config.data.frame_size}x{config.data.frame_size}, {len(prompts)} prompts, "
@@ -310,7 +321,9 @@ def _run(
     mesh = partitioning.make_mesh(**config.mesh.to_dict())
     frames = _latents(config, networks, bundle, prompts, index, plans, path, redo, say)
     stop = functools.partial(interrupt.leave, f"{path}: interrupted; the same command goes on", say)
-    generated = generate(config, networks, bundle, prompts, index[None], mesh=mesh, frames=frames, stop=stop)
+    generated = generate(
+        config, networks, bundle, prompts, index[None], mesh=mesh, progress=first, frames=frames, stop=stop
+    )
     sampled = time.perf_counter()
 
     rows = storyboard.rows_of(plans, num_frames)
@@ -326,7 +339,10 @@ def _run(
                 f"about {seconds * (total - done) / done:.0f} s left"
             )
 
-    kept = _write_video(path, networks, bundle, generated.latents[0], keep, on_decode)
+    kept = _write_video(path if first else None, networks, bundle, generated.latents[0], keep, on_decode)
+    if not first:
+        multihost_utils.sync_global_devices("the first host has written the video")
+        return path
     board = storyboard.draw(kept, rows, [prompts[i] for i in index])
     storyboard.save_png(path.with_suffix(".png"), board)
     end = time.perf_counter()
@@ -338,4 +354,6 @@ def _run(
         f"{path} with its .png and .json: {end - begin:.1f} s ({sampled - begin:.1f} s to sample, compiling included; "
         f"{end - sampled:.1f} s to decode and encode)"
     )
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("the first host has written the video")
     return path
