@@ -118,9 +118,35 @@ flags.DEFINE_string(
 )
 flags.DEFINE_integer("processes", 0, "--hosts=HOST:PORT: how many.", lower_bound=0)
 flags.DEFINE_integer("process", -1, "--hosts=HOST:PORT: which this is, from 0.", lower_bound=-1)
-config_flags.DEFINE_config_file(
-    "config", _DEFAULT_CONFIG, "Config file, with a preset after a colon.", lock_config=True
-)
+
+
+def _refuse(error: Exception, status: int = 2) -> None:
+    line = " ".join(str(error).split())
+    print(f"nuwaxl_jax: {line or type(error).__name__}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _check_fields(argv: list[str]) -> None:
+    """Raises ConfigError for --config.FIELD where there is no such field."""
+    for argument in argv[1:]:
+        if argument.startswith(("--config.", "-config.")):
+            config_lib.check_field(argument.split("config.", 1)[1].split("=", 1)[0])
+
+
+def _define_config(argv: list[str]) -> None:
+    """The flag --config; it reads the command line's overrides of the default config as it is defined."""
+    try:
+        _check_fields(argv)
+        config_flags.DEFINE_config_file(
+            "config", _DEFAULT_CONFIG, "Config file, with a preset after a colon.", lock_config=True
+        )
+    except Exception as error:
+        if __name__ != "__main__":
+            raise
+        _refuse(error)
+
+
+_define_config(sys.argv if __name__ == "__main__" else [])
 
 
 class UsageError(ValueError):
@@ -340,9 +366,7 @@ def run(argv: list[str] | None = None) -> None:
     argv = sys.argv if argv is None else argv
     logging.set_verbosity(logging.ERROR)  # Orbax reports every file at INFO
     try:
-        for argument in argv[1:]:
-            if argument.startswith(("--config.", "-config.")):
-                config_lib.check_field(argument.split("config.", 1)[1].split("=", 1)[0])
+        _check_fields(argv)
         remaining = FLAGS(argv)
         _check_config_file()
     except Exception as error:  # absl and ml_collections raise many types for a wrong flag or a wrong config file
@@ -353,14 +377,8 @@ def run(argv: list[str] | None = None) -> None:
         if os.environ.get("NUWAXL_TRACEBACK"):
             raise
         _refuse(error)
-    except hosts.HostsError as error:
+    except (hosts.HostsError, FloatingPointError) as error:
         _refuse(error, 1)
-
-
-def _refuse(error: Exception, status: int = 2) -> None:
-    line = " ".join(str(error).split())
-    print(f"nuwaxl_jax: {line or type(error).__name__}", file=sys.stderr)
-    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import http.server
 import socket
 import threading
 
+import jax
 import pytest
 
 from nuwaxl_jax import hosts
@@ -88,11 +89,13 @@ def test_a_stranger_at_the_door_changes_nothing():
 
     first = threading.Thread(target=knock)
     first.start()
-    server = threading.Thread(target=hosts.meet, args=(hosts.Job(address, 2, 0), 10.0))
+    said = []
+    server = threading.Thread(target=lambda: said.append(hosts.meet(hosts.Job(address, 2, 0), 10.0)))
     server.start()
     first.join()
     hosts.meet(hosts.Job(address, 2, 1), 10.0)
     server.join()
+    assert said == [None]
 
 
 def test_by_hand():
@@ -164,5 +167,14 @@ def test_a_tpu_vm_is_asked():
 
 
 def test_a_single_process_never_calls_jax(monkeypatch):
-    monkeypatch.setattr(hosts.jax.distributed, "initialize", lambda *_: pytest.fail("called"))
-    hosts.join(None)
+    called = []
+    monkeypatch.setattr(hosts.jax.distributed, "initialize", lambda *arguments: called.append(arguments))
+    monkeypatch.setattr(hosts, "meet", lambda *_: None)
+    before = jax.config.jax_cpu_collectives_implementation
+    try:
+        hosts.join(None)
+        assert not called and jax.config.jax_cpu_collectives_implementation == before
+        hosts.join(hosts.Job("localhost:1", 2, 1))
+        assert called == [("localhost:1", 2, 1)] and jax.config.jax_cpu_collectives_implementation == "gloo"
+    finally:
+        jax.config.update("jax_cpu_collectives_implementation", before)

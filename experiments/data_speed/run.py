@@ -41,7 +41,7 @@ PLANS = {"1 thread": dict(num_threads=1), "2 threads": dict(num_threads=2), "2 w
 BATCH, GOPS = 2, (12, 250)
 
 
-def test_video(num: int, height: int, width: int, seed: int = 0):
+def make_video(num: int, height: int, width: int, seed: int = 0):
     """Chunks of frames, uint8 [n, height, width, 3]: toons, a texture that drifts and grain that is new every frame."""
     rng = np.random.default_rng(seed)
     toons = toons_source.ToonsSource("train", frame_size=64, num_episodes=1, episode_frames=4096)
@@ -267,7 +267,7 @@ def main(frames: int, hour_frames: int, repeats: int, seconds: float, out: pathl
                 (folder / f"gop{gop}" / "video.txt").write_text("two friends in the rain")
                 path = paths[f"mp4, gop {gop}"] = str(folder / f"gop{gop}" / "video.mp4")
                 writers.append(stack.enter_context(video_io.VideoWriter(path, FPS, gop=gop, crf=23)))
-            for chunk in test_video(frames, 384, 512):
+            for chunk in make_video(frames, 384, 512):
                 for writer in writers:
                     writer.write(chunk)
         took = time.perf_counter() - start

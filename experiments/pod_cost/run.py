@@ -70,6 +70,14 @@ def rows() -> dict[str, tuple[str, str, str, tuple[str, ...]]]:
     )
     smaller = (*_base("v5e-16"), "train.denoiser.accumulate=4")
     out["paper256 on v5e-16, one clip a chip at a time"] = "paper256", "v5e-16", "train/denoiser", smaller
+    out["paper256 on v4-8, one clip a chip at a time"] = (
+        "paper256",
+        "v4-8",
+        "train/denoiser",
+        (*_base("v4-8"), "train.denoiser.accumulate=16"),
+    )
+    recomputed = (*_base("v5e-16"), "vae.remat=blocks")
+    out["paper256 on v5e-16, T-KLVAE's blocks recomputed"] = "paper256", "v5e-16", "train/vae", recomputed
     out["L=32, sampling"] = "paper128", "v5e-16", "sample/level_2", (*_base("v5e-16"), *long)
     return out
 

@@ -23,18 +23,32 @@ import tensorboardX
 from tensorboardX.proto import summary_pb2
 
 NEVER = np.iinfo(np.int32).max
+KEPT = 16
 
 Average = clu_metrics.Average
 
 
 @flax.struct.dataclass
-class FirstBadStep:
-    """The first step whose loss or gradient was not finite, int32; NEVER where all were."""
+class BadSteps:
+    """Steps whose loss or gradient was not finite: the first KEPT of them (int32, then NEVER), and how many."""
 
-    step: jax.Array
+    steps: jax.Array
+    count: jax.Array
 
-    def merge(self, other: "FirstBadStep") -> "FirstBadStep":
-        return FirstBadStep(jnp.minimum(self.step, other.step))
+    def merge(self, other: "BadSteps") -> "BadSteps":
+        both = jnp.sort(jnp.concatenate([self.steps, other.steps]))
+        return BadSteps(both[:KEPT], self.count + other.count)
+
+
+def bad_step(good: jax.Array, step: jax.Array) -> BadSteps:
+    """`step` (int32) among the bad ones unless `good` (bool)."""
+    steps = jnp.full(KEPT, NEVER, jnp.int32).at[0].set(jnp.where(good, NEVER, step))
+    return BadSteps(steps, jnp.where(good, 0, 1).astype(jnp.int32))
+
+
+def only_where(good: jax.Array, values: dict[str, Any]) -> dict[str, Any]:
+    """The averages, counting nothing unless `good` (bool)."""
+    return jax.tree.map(lambda x: jnp.where(good, x, jnp.zeros_like(x)), values)
 
 
 def average(values: jax.Array, mask: jax.Array | None = None) -> Average:
@@ -50,12 +64,15 @@ def merge(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     return {name: a[name].merge(b[name]) for name in a}
 
 
-def to_host(values: dict[str, Any]) -> tuple[dict[str, float], int | None]:
-    """Waits for the device and returns (means, first bad step or None). Averages of nothing are left out."""
+def to_host(values: dict[str, Any]) -> tuple[dict[str, float], list[int]]:
+    """Waits for the device and returns (means, the first bad steps). Averages of nothing are left out; where steps were
+    bad, the means have their number as skipped_steps."""
     values = jax.device_get(values)
-    bad = values.get("first_bad_step")
+    bad = values.get("bad_steps")
     means = {name: float(v.total / v.count) for name, v in values.items() if isinstance(v, Average) and v.count > 0}
-    return means, int(bad.step) if bad is not None and bad.step != NEVER else None
+    if bad is None or not bad.count:
+        return means, []
+    return means | {"skipped_steps": float(bad.count)}, [int(step) for step in bad.steps if step != NEVER]
 
 
 def say(message: str) -> None:

@@ -4,6 +4,7 @@ Metrics of the steps are joined on the device. The host waits for them once a lo
 """
 
 import contextlib
+import json
 import time
 from typing import Any, Iterator
 
@@ -24,8 +25,28 @@ def _clock(seconds: float) -> str:
 class Log:
     """What happened since the last line: metrics on the device, time, and which episodes each step saw."""
 
-    def __init__(self, stage: str, num_steps: int, writer: metrics.MetricWriter, step: int):
+    def __init__(
+        self,
+        stage: str,
+        num_steps: int,
+        writer: metrics.MetricWriter,
+        step: int,
+        max_skipped: int = 0,
+        record: str | None = None,
+    ):
+        """Begins at `step`.
+
+        Args:
+          stage, num_steps: named in the lines.
+          writer: of the files.
+          step: finished so far.
+          max_skipped: steps that may be skipped, for a loss or gradient that is not finite, since `forgive`.
+          record: a .jsonl that gets a line for each of them, with the episodes it saw.
+        """
         self._stage, self._num_steps, self._writer = stage, num_steps, writer
+        self._max_skipped, self._record = max_skipped, record
+        self._skipped = self._seen = 0  # since `forgive`; of them in this interval
+        self._written: set[int] = set()
         self._values: dict[str, Any] | None = None
         self._episodes: dict[int, Any] = {}
         self._since, self._start = step, time.monotonic()
@@ -47,19 +68,43 @@ class Log:
         """Waits for the device; the means so far.
 
         Raises:
-          FloatingPointError: a loss or gradient was not finite, naming the step and its episodes.
+          FloatingPointError: more steps were skipped than may be, naming the first of the interval.
         """
         if self._values is None:
             return {}
         means, bad = metrics.to_host(self._values)
-        if bad is not None:
-            episodes = self._episodes.get(bad)
-            seen = "" if episodes is None else f" (episodes {np.asarray(episodes).tolist()})"
+        count = int(means.get("skipped_steps", 0))
+        self._skipped, self._seen = self._skipped + count - self._seen, count
+        for step in bad:
+            self._note(step)
+        if self._skipped > self._max_skipped:
             raise FloatingPointError(
-                f"{self._stage}: the loss or its gradient is not finite at step {bad}{seen}; nothing was saved since. "
-                f"Resume with a lower train.{self._stage}.learning_rate or grad_clip in a new workdir, or float32."
+                f"{self._stage}: the loss or its gradient is not finite at step {bad[0]}{self._of(bad[0])}; "
+                f"{self._skipped} steps since the last checkpoint were skipped, train.{self._stage}.max_skipped is "
+                f"{self._max_skipped}. What is saved is good; go on in a new workdir with a lower learning_rate or "
+                "grad_clip, or float32"
             )
         return means
+
+    def forgive(self) -> None:
+        """Skipped steps count anew from here: the state has been saved."""
+        self._skipped = 0
+
+    def _of(self, step: int) -> str:
+        episodes = self._episodes.get(step)
+        return "" if episodes is None else f" (episodes {np.asarray(episodes).tolist()})"
+
+    def _note(self, step: int) -> None:
+        """One line on the screen and one in the file, once for each skipped step."""
+        if step in self._written:
+            return
+        self._written.add(step)
+        metrics.warn(f"{self._stage}: step {step} skipped, its loss or gradient is not finite{self._of(step)}")
+        if self._record is not None and jax.process_index() == 0:
+            episodes = self._episodes.get(step)
+            line = {"step": step, "episodes": None if episodes is None else np.asarray(episodes).tolist()}
+            with open(self._record, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
 
     def write(self, step: int) -> dict[str, float]:
         """One line, and the files; waits for the device."""
@@ -78,6 +123,6 @@ class Log:
             f"{self._stage} step {step}/{self._num_steps}  loss {means.get('loss', float('nan')):.5f}  "
             f"{rate:.3g} steps/s  ETA {_clock(left)}  {shown}"
         )
-        self._values, self._episodes = None, {}
+        self._values, self._episodes, self._seen = None, {}, 0
         self._since, self._start, self._paused = step, time.monotonic(), 0.0
         return means

@@ -95,6 +95,13 @@ def _held(params: Any, learning: str) -> Any:
     return jax.tree.map(lambda p, learns: p if learns else jax.lax.stop_gradient(p), params, mask)
 
 
+def _only_where(good: jax.Array, state: state_lib.TrainState, new: dict[str, Any]) -> state_lib.TrainState:
+    """The state after a step: `new` of its fields if the step was good, else what they were."""
+    old = {name: getattr(state, name) for name in new}
+    kept = jax.tree.map(lambda after, before: jnp.where(good, after, before), new, old)
+    return state.replace(step=state.step + 1, **kept)
+
+
 def make_train_step(
     task: Any,
     optimizer: optax.GradientTransformation,
@@ -122,7 +129,8 @@ def make_train_step(
       learning: pattern of the paths that learn, as the optimizer's; the others' gradients are not computed. '' is all.
 
     The metrics hold the task's own and loss, grad_norm (of what learns, before clipping), param_norm, learning_rate,
-    first_bad_step.
+    bad_steps. A step whose loss or gradient is not finite changes nothing but the number of the step, and its values
+    count in no mean.
     `metrics.merge` joins those of several steps without a transfer.
     """
 
@@ -154,9 +162,9 @@ def make_train_step(
         values["param_norm"] = metrics.average(optax.tree.norm(params))
         if schedule is not None:
             values["learning_rate"] = metrics.average(schedule(state.step))
-        values["first_bad_step"] = metrics.FirstBadStep(jnp.where(good, metrics.NEVER, state.step + 1))
+        values = metrics.only_where(good, values) | {"bad_steps": metrics.bad_step(good, state.step + 1)}
         new = dict(params=params, ema_params=ema, opt_state=opt_state, extra=extra)
-        return state.replace(step=state.step + 1, **new), values
+        return _only_where(good, state, new), values
 
     if mesh is None:
         return jax.jit(step, donate_argnums=0)

@@ -193,6 +193,8 @@ def test_a_second_train_command_skips_what_is_finished(workdir):
         (["--mode=data", "--cache"], "config.data.cache is empty"),
         (["--mode=data", "--cache", "--config.data.cache=CACHE"], "--items is missing"),
         (["--mode=data", "--cut", "--config.data.path=VIDEOS"], "--out must name the .jsonl"),
+        (["--mode=train", "--config.unet.widht=3"], "config.unet.widht: unknown key"),
+        (["--mode=train", "--config.unet.channels=wide"], "wide"),
         (["--mode=dance"], "mode"),
         (["--mode=sample", "--story=README.md", "--weights=none.safetensors"], "none.safetensors"),
         (["--mode=train", CONFIG, "stray"], "stray"),

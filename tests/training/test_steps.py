@@ -134,7 +134,7 @@ def test_averages_are_means_over_all_examples_not_over_steps():
     first = {"m": metrics.average(jnp.array([1.0, 3.0]), jnp.array([True, False]))}
     second = {"m": metrics.average(jnp.array([5.0, 6.0]), jnp.array([True, True]))}
     means, bad = metrics.to_host(metrics.merge(first, second))
-    assert means["m"] == pytest.approx(4.0) and bad is None
+    assert means["m"] == pytest.approx(4.0) and bad == []
 
 
 def test_average_of_nothing_is_left_out_and_masked_nan_does_not_count():
@@ -145,13 +145,28 @@ def test_average_of_nothing_is_left_out_and_masked_nan_does_not_count():
     assert metrics.to_host(values)[0] == {"masked": 2.0}
 
 
-def test_first_bad_step_survives_merging(linear):
+def test_a_step_that_is_not_finite_changes_nothing_and_is_told(linear):
     task, optimizer = linear.Task(), _optimizer()
     state = state_lib.create(task, optimizer, jax.random.key(0))
     step = steps.make_train_step(task, optimizer, ema_limit=0.9)
-    iterator, total = linear.Numbers(bad=2), None
+    iterator, total, seen = linear.Numbers(bad=2), None, []
     for _ in range(5):
         batch = next(iterator)
         state, values = step(state, linear.frozen, {name: batch[name] for name in task.fields}, np.uint32(0))
         total = values if total is None else metrics.merge(total, values)
-    assert metrics.to_host(total)[1] == 3
+        seen.append(jax.device_get((state.params, state.ema_params, state.opt_state)))
+    means, bad = metrics.to_host(total)
+    assert bad == [3, 4, 5] and means["skipped_steps"] == 3 and int(state.step) == 5
+    assert all(np.isfinite(value) for value in means.values())
+    jax.tree.map(np.testing.assert_array_equal, seen[1], seen[4])
+    with pytest.raises(AssertionError):
+        jax.tree.map(np.testing.assert_array_equal, seen[0], seen[1])
+
+
+def test_only_the_first_bad_steps_are_kept_and_all_are_counted():
+    total = None
+    for step in range(1, 60):
+        one = {"bad_steps": metrics.bad_step(jnp.bool_(step % 2), jnp.int32(step))}
+        total = one if total is None else metrics.merge(total, one)
+    means, bad = metrics.to_host(total)
+    assert bad == list(range(2, 2 + 2 * metrics.KEPT, 2)) and means == {"skipped_steps": 29.0}
