@@ -51,6 +51,7 @@ def _stage(**overrides: Any) -> ml_collections.ConfigDict:
             log_every=50,  # steps between log lines: the one host sync
             sample_every=0,  # steps between sample videos; 0 = only at the end of the stage
             checkpoint_every=500,  # steps between checkpoints; one is always written at the end
+            max_skipped=10,  # steps with a loss or gradient that is not finite that are left out between checkpoints
             keep=2,  # newest checkpoints kept; the next four keep others beside them
             keep_every=0,  # checkpoints at multiples of so many steps stay for ever; 0 = none
             keep_hours=0.0,  # one checkpoint in so many hours stays for ever; 0 = none

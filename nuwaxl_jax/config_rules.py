@@ -115,6 +115,7 @@ def _check_stage(config: ml_collections.ConfigDict, name: str) -> None:
     _require(stage.num_steps >= 1, f"{field}.num_steps", "must be at least 1", "set the number of optimiser steps")
     _require(stage.log_every >= 1, f"{field}.log_every", "must be at least 1", "set steps between log lines")
     _require(stage.checkpoint_every >= 1, f"{field}.checkpoint_every", "must be at least 1", "set steps between them")
+    _require(stage.max_skipped >= 0, f"{field}.max_skipped", "is negative", "0 ends the run at the first such step")
     _check_keep(stage, field)
     length = config.hierarchy.segment_length
     _require(

@@ -11,6 +11,7 @@
   python -m nuwaxl_jax.main --mode=data --cut --config.data.path=VIDEOS --out=SHOTS.jsonl
   python -m nuwaxl_jax.main --mode=data --cache --config=FILE:PRESET --workdir=DIR --config.data.cache=FOLDER --items=N
   python -m nuwaxl_jax.main --mode=data --prepare --config.data.path=VIDEOS --out=FOLDER [--config.data.frame_size=128]
+  python -m nuwaxl_jax.main --mode=checkpoint --workdir=DIR [--stage=S] [--step=N] [--verify|--slim|--out=F|--from=F]
   python -m nuwaxl_jax.main --mode=compile --config=FILE:PRESET [--topology=v5e:4x4] [--parts=train,sample] [--out=JSON]
 
 Sampling and evaluation read the config that the weights carry; `--config.KEY=VALUE` then overrides single fields.
@@ -38,7 +39,11 @@ _DEFAULT_CONFIG = str(pathlib.Path(config_lib.__file__))
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum(
-    "mode", None, ["train", "sample", "eval", "export", "import", "data", "compile"], "What to do.", required=True
+    "mode",
+    None,
+    ["train", "sample", "eval", "export", "import", "data", "checkpoint", "compile"],
+    "What to do.",
+    required=True,
 )
 flags.DEFINE_string("workdir", None, "Folder of a run: checkpoints, logs, outputs.")
 flags.DEFINE_string("story", None, "Story file (.txt, a prompt a line, or .json), for --mode=sample.")
@@ -77,17 +82,11 @@ flags.DEFINE_bool("prepare", False, "--mode=data: make a set that trains fast, -
 flags.DEFINE_enum("image", "png", ["png", "jpeg"], "--prepare: of each frame; png is lossless, jpeg a third of it.")
 flags.DEFINE_integer("quality", 95, "--prepare --image=jpeg: 1 to 95.", lower_bound=1, upper_bound=95)
 flags.DEFINE_integer("shard", 0, "--prepare: this process, of --shards that share the work.", lower_bound=0)
-flags.DEFINE_integer(
-    "shards", 1, "--prepare: with 1, any number of processes may be started and divide it.", lower_bound=1
-)
+flags.DEFINE_integer("shards", 1, "--prepare: with 1, any number of processes may divide the work.", lower_bound=1)
 flags.DEFINE_bool("check", False, "--mode=data: report on every video at config.data.path.")
 flags.DEFINE_bool("decode", True, "--mode=data --check: decode every frame, or look at containers and captions alone.")
-flags.DEFINE_enum(
-    "caption",
-    None,
-    ["from_annotations", "command", "transformers"],
-    "--mode=data: caption frames of every video at config.data.path into --out.",
-)
+_CAPTIONERS = ["from_annotations", "command", "transformers"]
+flags.DEFINE_enum("caption", None, _CAPTIONERS, "--mode=data: caption the videos at config.data.path into --out.")
 flags.DEFINE_string("program", "", "--caption=command: reads paths of images, a line each, prints a caption a line.")
 flags.DEFINE_string("model", "", "--caption=transformers: folder of a GIT or BLIP model.")
 flags.DEFINE_bool("cut", False, "--mode=data: find the cuts of every video, write the shots between them into --out.")
@@ -112,10 +111,13 @@ flags.DEFINE_float(
 flags.DEFINE_float("hbm_gib", 0.0, "--mode=compile: memory a device that may be used; 0 = all it has.", lower_bound=0.0)
 flags.DEFINE_integer("level", 0, "--mode=export with another layout: whose denoiser, one a level.", lower_bound=0)
 flags.DEFINE_string(
-    "hosts",
-    "",
-    "Several processes: HOST:PORT of the first, or tpu; '' asks Slurm's and GKE's environment, none does not.",
+    "hosts", "", "Several processes: HOST:PORT of the first, or tpu; '' asks Slurm's and GKE's, or none."
 )
+flags.DEFINE_string("stage", "", "--mode=checkpoint: this stage alone.")
+flags.DEFINE_integer("step", None, "--mode=checkpoint: this step alone.", lower_bound=0)
+flags.DEFINE_bool("verify", False, "--mode=checkpoint: hash every file, read and fingerprint every array.")
+flags.DEFINE_bool("slim", False, "--mode=checkpoint: leave the averages alone, of --step or of all but the newest.")
+flags.DEFINE_string("from", "", "--mode=checkpoint: a .safetensors file written by --out, to become a checkpoint.")
 flags.DEFINE_integer("processes", 0, "--hosts=HOST:PORT: how many.", lower_bound=0)
 flags.DEFINE_integer("process", -1, "--hosts=HOST:PORT: which this is, from 0.", lower_bound=-1)
 
@@ -236,6 +238,14 @@ def _export() -> None:
     print(f"{FLAGS.weights}: {os.path.getsize(FLAGS.weights) / 1e6:.1f} MB")
 
 
+def _checkpoint() -> None:
+    from nuwaxl_jax.training import checkpoint_command
+
+    _require_workdir()
+    source, options = FLAGS["from"].value, dict(verify=FLAGS.verify, slim=FLAGS.slim, out=FLAGS.out)
+    checkpoint_command.run(FLAGS.workdir, FLAGS.stage, FLAGS.step, source=source, **options)
+
+
 def _cache() -> None:
     from nuwaxl_jax.training import caching
 
@@ -317,7 +327,7 @@ def _compile() -> None:
 
 def _default_cpu_devices() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 1 if FLAGS.mode in ("train", "compile", "data") else min(cores, 8)
+    return 1 if FLAGS.mode in ("train", "compile", "data", "checkpoint") else min(cores, 8)
 
 
 _MODES = {
@@ -327,6 +337,7 @@ _MODES = {
     "export": _export,
     "import": _import,
     "data": _data,
+    "checkpoint": _checkpoint,
     "compile": _compile,
 }
 

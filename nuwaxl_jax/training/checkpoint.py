@@ -1,18 +1,23 @@
-"""Checkpoints: Orbax, a position in the data, the config, and a fingerprint of every array.
+"""Checkpoints: saved while training goes on, verified before use, stepped over where damaged. The only file with Orbax.
 
-    <workdir>/config.json                 the resolved config
-    <workdir>/<stage>/checkpoints/<step>/ state, ema, meta (step, data position, fingerprints, config)
+    <workdir>/<stage>/checkpoints/<step>/ state, ema, meta (step, data position, fingerprints, config), SHA256SUMS
 
-The EMA is an item of its own, so sampling reads it alone. Orbax does not notice a flipped byte in an array it restores;
-the fingerprint, computed before the save and after the restore, does: it is a sum of the array's words under odd
-weights modulo 2^32, so one changed element always changes it, and it does not depend on the sharding.
+A save: Orbax writes <step>.saving in the background and renames it when it is whole; then the first process hashes
+every file into SHA256SUMS (`manifest`), renames it to <step>, and deletes what `retention` does not keep. So a step
+that has its name has its hashes; <step>.saving is complete without them, and after a kill its fingerprints decide.
 
-The only file that uses Orbax.
+A restore: every file is hashed (each process reads its share), then read, then every array is fingerprinted, because
+Orbax does not notice a flipped byte. Damage sends it to the step before, with one loud line; the damaged folder is
+renamed, not deleted, and only once an older step has proved good. A model of another shape is no damage.
+
+The EMA is an item of its own, so sampling reads it alone.
 """
 
-import json
+import contextlib
 import os
-from typing import Any
+import threading
+import time
+from typing import Any, Iterator
 
 from etils import epath
 import jax
@@ -20,285 +25,370 @@ from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
-from nuwaxl_jax import config as config_lib
-from nuwaxl_jax import files
 from nuwaxl_jax import partitioning
+from nuwaxl_jax.training import fingerprints as fingerprints_lib
 from nuwaxl_jax.training import metrics
+from nuwaxl_jax.training import retention
 from nuwaxl_jax.training import state as state_lib
+from nuwaxl_jax.training import step_folders
+from nuwaxl_jax.training import workdirs
 
-CONFIG_FILE = "config.json"
-_FOLDER = "checkpoints"
-_BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32}
+CONFIG_FILE = workdirs.CONFIG_FILE
+CheckpointError = step_folders.CheckpointError
+Keep = retention.Keep
+claim_workdir = workdirs.claim_workdir
+stage_directory = workdirs.stage_directory
+fingerprints = fingerprints_lib.fingerprints
 
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used. The message names the folder and the mend."""
-
-
-def _partial(block: np.ndarray, start: tuple[int, ...], shape: tuple[int, ...]) -> int:
-    """The sum over `block`, which begins at `start` of an array of `shape`."""
-    bits = np.ascontiguousarray(block).reshape(*block.shape, 1)
-    bits = bits.view(_BITS[min(bits.dtype.itemsize, 4)])  # 8-byte types: the last axis doubles
-    index = np.zeros((1,) * bits.ndim, np.uint32)
-    for d, size in enumerate((*shape, bits.shape[-1])):
-        place = np.arange(bits.shape[d], dtype=np.uint32) + np.uint32(start[d] if d < len(start) else 0)
-        index = index * np.uint32(size % 2**32) + place.reshape(-1, *(1,) * (bits.ndim - d - 1))
-    index = (index ^ (index >> np.uint32(15))) * np.uint32(0x2C1B3C6D)  # mixed, so that swapped neighbours show too
-    return int(np.sum(bits * (np.uint32(2) * index + np.uint32(1)), dtype=np.uint32))
+_NOT_DAMAGE = "!"
 
 
-def _fingerprint(x: Any) -> int:
-    """This process's share: each piece of the array counts once over all processes."""
-    if not isinstance(x, jax.Array):
-        return _partial(np.asarray(x), (0,) * np.ndim(x), np.shape(x))
-    pieces = [(np.asarray(piece.data), piece.index) for piece in x.addressable_shards if piece.replica_id == 0]
-    return sum(_partial(data, tuple(i.start or 0 for i in index), x.shape) for data, index in pieces) % 2**32
+def _together(name: str) -> None:
+    """No process goes on before every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
-def fingerprints(tree: Any) -> dict[str, int]:
-    """{path: number} of a tree of arrays, the same on every process and under every sharding; waits for the device.
-
-    On the host: compiled, the hundreds of arrays of a state would take longer than the sums themselves.
-    """
-    named = [(partitioning.path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
-    sums = np.array([_fingerprint(leaf) for _, leaf in named], np.uint32)
-    if jax.process_count() > 1 and any(isinstance(leaf, jax.Array) for _, leaf in named):
-        sums = np.sum(multihost_utils.process_allgather(sums), axis=0, dtype=np.uint32)
-    return dict(zip((name for name, _ in named), sums.tolist()))
+def _agreed(problem: str) -> str:
+    """What the first process that met a problem met; '' where none did. The same on every process."""
+    if jax.process_count() == 1:
+        return problem
+    text = np.frombuffer(problem.encode()[:400].ljust(400), np.uint8)
+    said = [row.tobytes().decode(errors="replace").strip() for row in multihost_utils.process_allgather(text)]
+    return next(filter(None, said), "")
 
 
-def _verify(tree: Any, saved: dict[str, int], where: str) -> None:
-    found = fingerprints(tree)
-    wrong = [name for name in sorted(set(found) | set(saved)) if found.get(name) != saved.get(name)]
-    if wrong:
-        raise CheckpointError(
-            f"{where}: {len(wrong)} of {len(found)} arrays are not what was saved, first {wrong[0]!r}: "
-            "the files are damaged; delete this folder to resume from the step before it."
-        )
-
-
-def _items(state: state_lib.TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(state item, ema item)."""
+def _items(state: state_lib.TrainState) -> dict[str, dict[str, Any]]:
     item = dict(step=state.step, params=state.params, opt_state=state.opt_state)
-    return item if state.extra is None else dict(item, extra=state.extra), dict(params=state.ema_params)
+    return dict(state=item if state.extra is None else dict(item, extra=state.extra), ema=dict(params=state.ema_params))
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {partitioning.path_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _check_model(path: str, item: str, abstract: Any) -> None:
+    """Raises CheckpointError where the arrays that were saved have other names or shapes than `abstract`."""
+    saved = _shapes(ocp.PyTreeCheckpointHandler().metadata(epath.Path(path) / item).tree)
+    wanted = _shapes(abstract)
+    for name in sorted(set(saved) | set(wanted)):
+        if saved.get(name) != wanted.get(name):
+            raise CheckpointError(
+                f"{path}: was saved from another model or optimiser: {item}/{name} is {saved.get(name, '(absent)')} "
+                f"there and {wanted.get(name, '(absent)')} in this config; use the config it was saved with, or a new "
+                "workdir."
+            )
+
+
+def read_item(path: str, item: str) -> Any:
+    """The arrays of one item ('state', 'ema') as nested dicts and lists of numpy arrays.
+
+    The handler alone: no devices, no barrier, so any machine and any process may read without the others.
+    """
+    reader, where = ocp.PyTreeCheckpointHandler(), epath.Path(path) / item
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(where).tree)
+    return reader.restore(where, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+
+
+def read_verified(path: str, items: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """(trees of numpy arrays, meta, '') of a folder, or ({}, {}, what is wrong with it): files, then arrays."""
+    problem = step_folders.problem(path, tuple(f"{name}/" for name in (*items, "meta")))
+    if problem:
+        return {}, {}, problem
+    try:
+        meta = step_folders.read_meta(path)
+        trees = {item: read_item(path, item) for item in items}
+        for item in items:
+            problem = problem or fingerprints_lib.problem(trees[item], meta["fingerprints"][item])
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever Orbax and TensorStore raise on damaged files
+        problem = f"cannot be read ({type(error).__name__}: {step_folders.line(error)})"
+    return ({}, {}, problem) if problem else (trees, meta, "")
+
+
+def write(path: str, items: dict[str, Any], meta: dict[str, Any]) -> None:
+    """Writes trees of numpy arrays and meta into `path` (<step>.saving or <step>.slimming), unsealed."""
+    args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+    with contextlib.closing(ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())) as writer:
+        writer.save(path, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta)), force=True)
+
+
+def new_meta(step: int, items: dict[str, Any], **rest: Any) -> dict[str, Any]:
+    """What meta/metadata holds of `items`; `rest`: data, config, metrics."""
+    prints = {name: fingerprints(tree) for name, tree in items.items()}
+    return dict(rest, step=step, time=time.time(), format=step_folders.FORMAT, fingerprints=prints)
 
 
 class Checkpointer:
-    """Saves and restores the states of one stage. Close it: only then is the last save complete."""
+    """Saves and restores the states of one stage. Close it: only then is the last save complete.
 
-    def __init__(self, directory: str, keep: int = 2):
+    Making one removes what a killed save left. Every process makes one; only one job writes to a directory.
+    """
+
+    def __init__(self, directory: str, keep: Keep = Keep()):
         self.directory = os.path.abspath(directory)
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True
-        )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._keep = keep
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._step = -1  # being saved
+        if jax.process_index() == 0:
+            os.makedirs(self.directory, exist_ok=True)
+            step_folders.clean(self.directory)
+        _together("checkpoints cleaned")
+        self._saved = set(step_folders.steps(self.directory))
+        self._measured = retention.Measured(self.directory)
+        self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
 
-    def latest_step(self) -> int | None:
-        """The newest complete checkpoint, or None."""
-        return self._manager.latest_step()
+    def is_empty(self) -> bool:
+        """Whether the stage has nothing to resume from: no step, whole or damaged or slimmed."""
+        return not (step_folders.steps(self.directory) or step_folders.resumable(self.directory))
 
-    def save(self, state: state_lib.TrainState, *, data: dict[str, Any] | None, config: dict[str, Any]) -> None:
+    def save(
+        self,
+        state: state_lib.TrainState,
+        *,
+        data: dict[str, Any] | None,
+        config: dict[str, Any],
+        measured: dict[str, float] | None = None,
+    ) -> None:
         """Starts to save; returns when the arrays are copied, and writes in the background.
 
         Args:
           state: saved under its step; a step that is already saved is left as it is.
           data: JSON position of the data iterator: the next batch it yields is the one after this state.
           config: the resolved config as JSON values.
+          measured: metrics of this step, for `Keep.best`.
 
         Raises:
-          Exception: what an earlier background save raised.
+          CheckpointError: this save, or the one before it, could not be written.
         """
-        self.check()
+        self._join()
         step = int(state.step)
-        if step in self._manager.all_steps():
+        if step in self._saved:
             return
-        item, ema = _items(state)
-        meta = dict(
-            step=step, data=data, config=config, fingerprints=dict(state=fingerprints(item), ema=fingerprints(ema))
-        )
-        self._manager.save(
-            step,
-            force=True,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(item), ema=ocp.args.StandardSave(ema), meta=ocp.args.JsonSave(meta)
-            ),
-        )
+        items = _items(state)
+        meta = new_meta(step, items, data=data, config=config, metrics=measured or {})
+        path = step_folders.path_of(self.directory, step) + step_folders.SAVING
+        args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        self._step = step
+        try:
+            self._writer.save(path, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta)), force=True)
+        except Exception as error:
+            raise self._failure(error) from error
+        self._saved.add(step)
+        self._thread = threading.Thread(target=self._finish, args=(path,), name="checkpoint")
+        self._thread.start()
+
+    def _finish(self, path: str) -> None:
+        """In the background: waits for Orbax; then the first process seals the step and deletes old ones."""
+        try:
+            self._writer.wait_until_finished()
+            if jax.process_index() == 0:
+                step_folders.seal(path)
+                self._retire()
+        except BaseException as error:  # raised at the next step, by `check`
+            self._error = error
+
+    def _retire(self) -> None:
+        steps = step_folders.steps(self.directory)
+        stay = retention.kept(map(self._measured.saved, steps), self._keep)
+        for step in steps:
+            if step not in stay:
+                try:
+                    step_folders.remove(step_folders.path_of(self.directory, step))
+                except OSError as error:  # the save itself is good
+                    metrics.warn(f"{self.directory}/{step}: cannot be deleted ({step_folders.line(error)})")
+
+    def note(self, step: int, measured: dict[str, float]) -> None:
+        """Adds what was measured on `step` after it was saved, for `Keep.best`."""
+        if jax.process_index() == 0 and step in self._saved:
+            self._measured.add(step, measured)
 
     def check(self) -> None:
-        """Raises what a background save raised."""
-        self._manager.check_for_errors()
+        """Raises what a background save raised; waits for nothing."""
+        if self._thread is not None and not self._thread.is_alive():
+            self._join()
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise self._failure(error) from error
+
+    def _failure(self, error: BaseException) -> CheckpointError:
+        good = max(step_folders.steps(self.directory), default=None)
+        have = "there is no complete one" if good is None else f"the newest complete one is {good}"
+        return CheckpointError(
+            f"{self.directory}: the checkpoint of step {self._step} could not be written ({type(error).__name__}: "
+            f"{step_folders.line(error)}); {have}. Mend that (space? rights?); the same command resumes."
+        )
 
     def restore(
         self, abstract: state_lib.TrainState, step: int | None = None
     ) -> tuple[state_lib.TrainState, dict[str, Any]]:
-        """(state, meta) of `step` or the latest, laid out as `abstract` (ShapeDtypeStructs with shardings).
+        """(state, meta) of the newest good step, laid out as `abstract` (ShapeDtypeStructs with shardings).
 
-        Any mesh may restore what any other saved.
+        Any mesh may restore what any other saved. Damaged steps that are newer are set aside, with a line each.
+
+        Args:
+          abstract: what to restore.
+          step: this one or none.
 
         Raises:
-          CheckpointError: nothing there, a model of other shapes, or damaged files.
+          CheckpointError: nothing there, nothing good there, or a model of other shapes.
         """
-        step = self.latest_step() if step is None else step
-        where = os.path.join(self.directory, str(step))
-        if step is None:
-            raise CheckpointError(f"{self.directory}: no complete checkpoint; train this stage first.")
-        item, ema = _items(abstract)
-        try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(item), ema=ocp.args.StandardRestore(ema), meta=ocp.args.JsonRestore()
-                ),
-            )
-        except Exception as error:
-            raise CheckpointError(
-                f"{where}: cannot be restored ({type(error).__name__}: {_line(error)}); if the config "
-                "is the one it was saved with, its files are damaged: delete this folder to resume "
-                "from the step before it."
-            ) from error
-        _verify(restored.state, restored.meta["fingerprints"]["state"], where)
-        _verify(restored.ema, restored.meta["fingerprints"]["ema"], where)
+        self._join()
+        found = [p for p in step_folders.resumable(self.directory) if step in (None, step_folders.number(p))]
+        if not found:
+            slim = step_folders.steps(self.directory)
+            problem = f"no complete checkpoint{'' if step is None else f' of step {step}'}; train this stage first."
+            if slim and step in (None, *slim):
+                problem = "only slimmed checkpoints, which training cannot resume from; use a new workdir."
+            raise CheckpointError(f"{self.directory}: {problem}")
+        damaged = []
+        for path in found:
+            restored, meta, problem = _restore(path, _items(abstract))
+            if not problem:
+                break
+            damaged.append((path, problem))
+        else:
+            raise step_folders.none_good(self.directory, damaged)
+        self._step_back(damaged, path)
         state = state_lib.TrainState(
-            step=restored.state["step"],
-            params=restored.state["params"],
-            ema_params=restored.ema["params"],
-            opt_state=restored.state["opt_state"],
-            extra=restored.state.get("extra"),
+            step=restored["state"]["step"],
+            params=restored["state"]["params"],
+            ema_params=restored["ema"]["params"],
+            opt_state=restored["state"]["opt_state"],
+            extra=restored["state"].get("extra"),
         )
-        return state, restored.meta
+        return state, meta
+
+    def _step_back(self, damaged: list[tuple[str, str]], good: str) -> None:
+        """Sets the damaged aside and seals the good one where that is still to do."""
+        if jax.process_index() == 0:
+            step_folders.step_back(damaged, step_folders.number(good))
+            if good.endswith(step_folders.SAVING):
+                step_folders.seal(good)
+        newer = [s for s in step_folders.steps(self.directory) if s > step_folders.number(good)]
+        if newer and not damaged:
+            metrics.warn(f"{self.directory}: {newer[-1]} is slimmed; training resumes from {step_folders.number(good)}")
+        _together("damaged checkpoints set aside")
+        self._saved = set(step_folders.steps(self.directory))
 
     def wait(self) -> None:
-        """Returns when every save is on disk; raises what one of them raised."""
-        self._manager.wait_until_finished()
-        self.check()
+        """Returns when every save is on disk, on every process; raises what one of them raised."""
+        self._join()
+        _together("checkpoints written")
 
     def close(self) -> None:
         """Waits and releases."""
-        self.wait()
-        self._manager.close()
+        try:
+            self._join()
+        finally:
+            self._writer.close()
 
 
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) < 300 else text[:300] + "..."
+def _restore(path: str, items: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """({item: tree}, meta, '') laid out as `items`, or (.., .., what is damaged): the same on every process.
+
+    Raises:
+      CheckpointError: another model; or files that are as they were written and still cannot be restored.
+    """
+    problem = _agreed(step_folders.problem(path, share=(jax.process_index(), jax.process_count())))
+    if problem:
+        return {}, {}, problem
+    sealed, restored, meta = step_folders.manifest.exists(path), {}, {}
+    try:
+        meta = step_folders.read_meta(path)
+        for item, abstract in items.items():
+            _check_model(path, item, abstract)
+            restored[item] = ocp.StandardCheckpointHandler().restore(
+                epath.Path(path) / item, args=ocp.args.StandardRestore(abstract)
+            )
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever Orbax and TensorStore raise on damaged files
+        problem = f"cannot be restored ({type(error).__name__}: {step_folders.line(error)})"
+        if sealed or isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            problem = f"{_NOT_DAMAGE}{problem}"
+    problem = _agreed(problem)
+    if problem.startswith(_NOT_DAMAGE):
+        raise CheckpointError(f"{path}: {problem.removeprefix(_NOT_DAMAGE)}; its files are not known to be damaged.")
+    for item in () if problem else items:
+        problem = problem or fingerprints_lib.problem(restored[item], meta["fingerprints"][item])
+    return restored, meta, problem
 
 
-def stage_directory(workdir: str, stage: str) -> str:
-    """Where the checkpoints of a stage lie."""
-    return os.path.join(os.path.abspath(workdir), stage, _FOLDER)
+# Folders that this process found damaged when it read an average. A reader renames nothing: the workdir may be another
+# job's, and its own disk may be at fault.
+_passed_over: set[str] = set()
 
 
 def latest_step(workdir: str, stage: str) -> int | None:
-    """The newest complete checkpoint of a stage, or None; creates nothing."""
+    """The newest complete checkpoint of a stage that is not known to be damaged, or None; creates nothing."""
     directory = stage_directory(workdir, stage)
-    if not os.path.isdir(directory):
-        return None
-    steps = ocp.utils.checkpoint_steps(directory)
-    return max(steps) if steps else None
+    steps = [s for s in step_folders.steps(directory) if step_folders.path_of(directory, s) not in _passed_over]
+    return max(steps, default=None)
+
+
+def settle(workdir: str, stage: str) -> int | None:
+    """`latest_step`, its files verified and damaged ones set aside: for the job that writes here, before it skips a
+    stage as finished. Every process calls it.
+
+    Raises:
+      CheckpointError: the newest is damaged, and none before it is good.
+    """
+    directory = stage_directory(workdir, stage)
+    share, damaged = (jax.process_index(), jax.process_count()), []
+    for step in reversed(step_folders.steps(directory)):
+        path = step_folders.path_of(directory, step)
+        problem = _agreed(step_folders.problem(path, share=share))
+        if not problem:
+            if jax.process_index() == 0:
+                step_folders.step_back(damaged, step)
+            _together("damaged checkpoints set aside")
+            return step
+        damaged.append((path, problem))
+    if damaged:
+        raise step_folders.none_good(directory, damaged)
+    return None
+
+
+def _newest_first(directory: str, step: int | None) -> Iterator[int]:
+    """Steps to try: each once, newest first, and those that appear meanwhile."""
+    tried: set[int] = set()
+    while left := [s for s in step_folders.steps(directory) if s not in tried and step in (None, s)]:
+        tried.add(left[-1])
+        yield left[-1]
 
 
 def restore_ema(workdir: str, stage: str, step: int | None = None) -> Any:
     """The averaged parameters of a stage as a tree of numpy arrays, on any machine, whatever mesh saved them.
 
-    Raises:
-      CheckpointError: no checkpoint, or a damaged one.
-    """
-    step = latest_step(workdir, stage) if step is None else step
-    if step is None:
-        raise CheckpointError(
-            f"{stage_directory(workdir, stage)}: no complete checkpoint; train stage {stage!r} first."
-        )
-    where = os.path.join(stage_directory(workdir, stage), str(step))
-    path = epath.Path(where) / "ema"
-    try:
-        # The handler alone: no devices, no barrier, so any process may read without the others.
-        reader = ocp.PyTreeCheckpointHandler()
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).tree)
-        tree = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-        with open(os.path.join(where, "meta", "metadata"), encoding="utf-8") as file:
-            meta = json.load(file)
-    except Exception as error:
-        raise CheckpointError(
-            f"{where}: cannot be restored ({type(error).__name__}: {_line(error)}); its files are "
-            "damaged: delete this folder to use the step before it."
-        ) from error
-    _verify(tree, meta["fingerprints"]["ema"], where)
-    return tree["params"]
-
-
-# Fields that may differ from those the workdir was made with: they change how long, how often, how fast or where, or
-# concern sampling alone.
-_FREE_FIELDS = ("num_steps", "log_every", "eval_every", "sample_every", "checkpoint_every", "keep")
-_FREE_PREFIXES = (
-    "name",
-    "train.stages",
-    "mesh.",
-    "sampler.",
-    "vae.lpips_weights",
-    "text.vocabulary",
-    "train.init_from",
-    "eval.",
-    "data.cache",
-    "data.num_workers",
-    "data.num_threads",
-    "data.prefetch",
-    "data.num_eval_episodes",
-    "hierarchy.chunk",
-    "hierarchy.microbatch",
-    "hierarchy.overlap",
-    "hierarchy.strategy",
-)
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    out = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            out.update(_flat(value, f"{prefix}{key}."))
-        else:
-            out[f"{prefix}{key}"] = value
-    return out
-
-
-def _is_free(name: str) -> bool:
-    return name.rsplit(".", 1)[-1] in _FREE_FIELDS or name.startswith(_FREE_PREFIXES)
-
-
-def claim_workdir(workdir: str, config_json: str) -> None:
-    """Writes <workdir>/config.json, unless the one there is of another experiment.
-
-    Args:
-      workdir: made where it does not exist.
-      config_json: the resolved config as JSON.
+    Verified as a restore is. Without `step`, the newest good one, with a line for each damaged one that is newer.
 
     Raises:
-      ValueError: listing each field that differs, cadences and lengths apart.
+      CheckpointError: no checkpoint, or none that is good.
     """
-    path = os.path.join(os.path.abspath(workdir), CONFIG_FILE)
-    given = json.loads(config_json)
-    if os.path.exists(path):
-        try:
-            with open(path, encoding="utf-8") as file:
-                saved = json.loads(text := file.read())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON ({error}); restore it, or choose a new workdir.") from error
-        new = _flat(given)
-        # A field younger than the workdir has the value that was used before it existed.
-        since = {name: value for name, value in _flat(config_lib.completed(text)).items() if name in new}
-        old = {**since, **_flat(saved)}
-        missing = "(absent)"
-        wrong = [
-            f"{name} {old.get(name, missing)!r} -> {new.get(name, missing)!r}"
-            for name in sorted({*old, *new})
-            if old.get(name, missing) != new.get(name, missing) and not _is_free(name)
-        ]
-        if wrong:
-            raise ValueError(
-                f"{workdir} was made with another config: " + "; ".join(wrong) + "; use those values or a new workdir."
-            )
-        if saved == given:
-            return
-    if jax.process_index() == 0:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        files.write_json(path, given)
-        metrics.say(f"config: {path}")
+    directory = stage_directory(workdir, stage)
+    damaged: list[tuple[str, str]] = []
+    for number in _newest_first(directory, step):
+        path = step_folders.path_of(directory, number)
+        trees, _, problem = read_verified(path, ("ema",))
+        if not problem:
+            for bad, why in damaged:
+                _passed_over.add(bad)
+                lost = step_folders.number(bad) - number
+                metrics.warn(
+                    f"DAMAGED CHECKPOINT {bad} ({why}): using step {number} of {stage}, {lost} steps before it"
+                )
+            return trees["ema"]["params"]
+        if os.path.isdir(path):  # else a running job has just replaced it by a newer one
+            damaged.append((path, problem))
+    if damaged:
+        raise step_folders.none_good(directory, damaged)
+    problem = "no complete checkpoint" if step is None else f"no complete checkpoint of step {step}"
+    raise CheckpointError(f"{directory}: {problem}; train stage {stage!r} first.")

@@ -2,7 +2,8 @@
 
     image_vae -> vae -> image_denoiser -> denoiser        (or denoiser_0, denoiser_1, .. with mtd.weights = per_level)
 
-A stage lives in <workdir>/<stage>/. It is finished when its newest checkpoint is at its num_steps; then it is skipped.
+A stage lives in <workdir>/<stage>/. It is finished when its newest good checkpoint is at its num_steps; then it is
+skipped. A save that fails in the background ends the run at the next step.
 The order within a step: dispatch the step, read the next batch while the device works, wait for nothing. The host
 waits at log steps, at checkpoints and at the end. Resuming equals never having stopped: the state, the EMA, the
 optimiser and the position in the data are in the checkpoint; keys are made of (seed, step).
@@ -32,6 +33,7 @@ from nuwaxl_jax.training import metrics
 from nuwaxl_jax.training import optim
 from nuwaxl_jax.training import perceptual
 from nuwaxl_jax.training import progress
+from nuwaxl_jax.training import retention
 from nuwaxl_jax.training import state as state_lib
 from nuwaxl_jax.training import steps
 from nuwaxl_jax.training import tasks
@@ -77,8 +79,8 @@ def optimizer_of(
 def _start(
     task: Any, optimizer: Any, mesh: Any, saver: checkpoint.Checkpointer, iterator: Any, params: Any, seed: int
 ) -> state_lib.TrainState:
-    """The newest checkpoint's state, with the iterator at its position; else a new one."""
-    if saver.latest_step() is not None:
+    """The newest good checkpoint's state, with the iterator at its position; a new one where there is none at all."""
+    if not saver.is_empty():
         state, meta = saver.restore(state_lib.abstract(task, optimizer, mesh))
         if meta["data"] is not None:
             iterator.set_state(meta["data"])
@@ -132,7 +134,7 @@ def run_stage(
     optimizer, schedule = optimizer_of(settings, task.no_decay, mesh, task.new_layers)
     frozen = jax.device_put(frozen, partitioning.replicate(mesh))
     with contextlib.ExitStack() as stack:
-        saver = checkpoint.Checkpointer(os.path.join(directory, "checkpoints"), settings.keep)
+        saver = checkpoint.Checkpointer(os.path.join(directory, "checkpoints"), checkpoint.Keep.of(settings))
         stack.callback(saver.close)
         writer = metrics.MetricWriter(directory)
         stack.callback(writer.close)
@@ -143,7 +145,9 @@ def run_stage(
         interrupt.leave_if_asked(task.stage)
         compiled = _compile(task, optimizer, schedule, settings, mesh, state, frozen, batches)
         seed_array = jax.device_put(np.uint32(seed), partitioning.replicate(mesh))
-        log = progress.Log(task.stage, last, writer, step)
+        skipped = dict(max_skipped=settings.get("max_skipped", 0), record=os.path.join(directory, "skipped.jsonl"))
+        log = progress.Log(task.stage, last, writer, step, **skipped)
+        measured = retention.SinceLastSave(step)
 
         while step < last:
             batch, episodes = batches.take()
@@ -153,32 +157,41 @@ def run_stage(
             saving = _due(step, settings.checkpoint_every, last)
             if step < last and not saving:
                 batches.read()  # while the device works
+            saver.check()
             if _due(step, settings.log_every, last):
-                log.write(step)
-                saver.check()
+                measured.line(step, log.write(step))
             stop = interrupt.asked() and step < last
             if saving or stop:
                 with log.pause():
-                    log.check()  # never a state that is not finite
-                    saver.save(state, data=batches.position, config=config)
+                    means = measured.saved(step, log.check())  # raises: never a state that is not finite
+                    saver.save(state, data=batches.position, config=config, measured=means)
+                    log.forgive()
             if not stop:
                 with log.pause():
-                    _call_hooks(hooks or {}, writer, settings, task.stage, state, frozen, step)
+                    saver.note(step, _call_hooks(hooks or {}, writer, settings, task.stage, state, frozen, step))
             else:
-                saver.wait()
-                metrics.say(f"{task.stage}: interrupted at step {step}; saved; the same command resumes")
-                raise SystemExit(interrupts.RESUME_ME)
+                _leave(saver, task.stage, step)
         saver.wait()
         return state
 
 
+def _leave(saver: checkpoint.Checkpointer, stage: str, step: int) -> None:
+    """Exits with status 42 when what was asked to be saved is saved."""
+    saver.wait()
+    metrics.say(f"{stage}: interrupted at step {step}; saved; the same command resumes")
+    raise SystemExit(interrupts.RESUME_ME)
+
+
 def _call_hooks(
     hooks: Mapping[str, Hook], writer: Any, settings: Any, stage: str, state: Any, frozen: Any, step: int
-) -> None:
-    """Those that are due, and what they return into the files."""
+) -> Mapping[str, float]:
+    """Those that are due, and what they return into the files; what 'eval' returned."""
+    returned: dict[str, Any] = {}
     for name, write in (("eval", writer.scalars), ("sample", writer.media)):
         if name in hooks and _due(step, settings.get(f"{name}_every", 0), settings.num_steps):
-            write(step, hooks[name](stage, state, frozen, step))
+            returned[name] = hooks[name](stage, state, frozen, step)
+            write(step, returned[name])
+    return returned.get("eval", {})
 
 
 def compile_step(
@@ -238,6 +251,8 @@ def train(config: ml_collections.ConfigDict, workdir: str, hooks: Mapping[str, H
         for stage in lineage.stages(config):
             settings = config.train[lineage.section_of(stage)]
             done = checkpoint.latest_step(workdir, stage) or 0
+            if done >= settings.num_steps:  # later stages start from it: it must be good
+                done = checkpoint.settle(workdir, stage) or 0
             if done >= settings.num_steps:
                 metrics.say(f"{stage}: finished at step {done}, skipped")
                 continue

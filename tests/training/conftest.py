@@ -8,7 +8,10 @@ import ml_collections
 import numpy as np
 import pytest
 
+from nuwaxl_jax.training import checkpoint
 from nuwaxl_jax.training import metrics
+from nuwaxl_jax.training import optim
+from nuwaxl_jax.training import state as state_lib
 
 
 class LinearTask:
@@ -85,11 +88,51 @@ def settings(**overrides):
         sample_every=0,
         checkpoint_every=5,
         keep=3,
+        keep_every=0,
+        keep_hours=0.0,
+        keep_best=0,
+        best_metric="loss",
     )
     return ml_collections.ConfigDict({**fields, **overrides})
 
 
+def state_at(mesh, step=3):
+    """(state, abstract): the state of `step` differs from every other step's."""
+    task, optimizer = LinearTask(), optim.make_optimizer(learning_rate=0.1, num_steps=10)
+    state = state_lib.create(task, optimizer, jax.random.key(1), mesh, min_size=1)
+    state = state.replace(step=state.step + step, ema_params=jax.tree.map(lambda x: x * 2 + step, state.params))
+    return state, state_lib.abstract(task, optimizer, mesh, min_size=1)
+
+
+def save(workdir, steps, mesh, keep=None, **values):
+    """Saves the states of `steps`; (the last of them, abstract)."""
+    keep = keep or checkpoint.Keep(newest=100)
+    saver = checkpoint.Checkpointer(checkpoint.stage_directory(workdir, "linear"), keep)
+    for step in steps:
+        state, abstract = state_at(mesh, step)
+        saver.save(state, **{"data": {"next_batch": step}, "config": {"seed": 5}, **values})
+    saver.close()
+    return state, abstract
+
+
+def restore(workdir, abstract, step=None):
+    """(state, meta)."""
+    saver = checkpoint.Checkpointer(checkpoint.stage_directory(workdir, "linear"))
+    try:
+        return saver.restore(abstract, step)
+    finally:
+        saver.close()
+
+
 @pytest.fixture
 def linear():
-    """LinearTask, Numbers, settings and the frozen tree."""
-    return types.SimpleNamespace(Task=LinearTask, Numbers=Numbers, settings=settings, frozen={"scale": np.float32(1.0)})
+    """LinearTask, Numbers, settings, the frozen tree; state_at, save and restore of its checkpoints."""
+    return types.SimpleNamespace(
+        Task=LinearTask,
+        Numbers=Numbers,
+        settings=settings,
+        frozen={"scale": np.float32(1.0)},
+        state_at=state_at,
+        save=save,
+        restore=restore,
+    )

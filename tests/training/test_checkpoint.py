@@ -1,11 +1,7 @@
-"""Checkpoints: every byte back, on any mesh; damage and strangers refused with the mend."""
+"""Checkpoints: every byte back, on any mesh; strangers refused with the mend."""
 
-import gc
 import json
 import os
-import pathlib
-import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -15,32 +11,10 @@ import pytest
 from nuwaxl_jax import config as config_lib
 from nuwaxl_jax import partitioning
 from nuwaxl_jax.training import checkpoint
-from nuwaxl_jax.training import optim
-from nuwaxl_jax.training import state as state_lib
-
-
-def _state(linear, mesh, step=3):
-    task, optimizer = linear.Task(), optim.make_optimizer(learning_rate=0.1, num_steps=10)
-    state = state_lib.create(task, optimizer, jax.random.key(1), mesh, min_size=1)
-    state = state.replace(step=state.step + step, ema_params=jax.tree.map(lambda x: x * 2 + 1, state.params))
-    return state, state_lib.abstract(task, optimizer, mesh, min_size=1)
 
 
 def _save(linear, workdir, mesh=None, step=3):
-    mesh = mesh or partitioning.make_mesh(fsdp=4)
-    state, abstract = _state(linear, mesh, step)
-    saver = checkpoint.Checkpointer(checkpoint.stage_directory(workdir, "linear"))
-    saver.save(state, data={"next_batch": 3}, config={"seed": 5})
-    saver.close()
-    return state, abstract
-
-
-def _restore(workdir, abstract):
-    saver = checkpoint.Checkpointer(checkpoint.stage_directory(workdir, "linear"))
-    try:
-        return saver.restore(abstract)
-    finally:
-        saver.close()
+    return linear.save(workdir, [step], mesh or partitioning.make_mesh(fsdp=4))
 
 
 def _equal(a, b):
@@ -52,8 +26,8 @@ def _equal(a, b):
 def test_any_mesh_restores_what_another_saved(linear, tmp_path, sizes):
     state, _ = _save(linear, tmp_path)
     mesh = partitioning.make_mesh(**sizes)
-    _, abstract = _state(linear, mesh)
-    restored, meta = _restore(tmp_path, abstract)
+    _, abstract = linear.state_at(mesh)
+    restored, meta = linear.restore(tmp_path, abstract)
     _equal(restored, state)
     assert meta["step"] == 3 and meta["data"] == {"next_batch": 3} and meta["config"] == {"seed": 5}
     kernel = restored.params["dense"]["kernel"]
@@ -70,8 +44,8 @@ def test_ema_alone_as_numpy(linear, tmp_path):
 
 def test_only_the_newest_are_kept_and_a_saved_step_is_left(linear, tmp_path):
     directory = checkpoint.stage_directory(tmp_path, "linear")
-    saver = checkpoint.Checkpointer(directory, keep=2)
-    state, _ = _state(linear, partitioning.make_mesh(), step=0)
+    saver = checkpoint.Checkpointer(directory, checkpoint.Keep(newest=2))
+    state, _ = linear.state_at(partitioning.make_mesh(), step=0)
     for _ in range(4):
         state = state.replace(step=state.step + 1)
         saver.save(state, data=None, config={})
@@ -81,79 +55,16 @@ def test_only_the_newest_are_kept_and_a_saved_step_is_left(linear, tmp_path):
     assert checkpoint.latest_step(tmp_path, "linear") == 4
 
 
-def _data_files(workdir, item):
-    """The files that hold arrays, or indices of where they are."""
-    folder = pathlib.Path(checkpoint.stage_directory(workdir, "linear")) / "3" / item
-    return [path for path in folder.rglob("*") if path.is_file() and path.parent.name == "d"]
-
-
-@pytest.fixture
-def failing_reads(monkeypatch):
-    """A read that fails leaves Orbax's other reads behind, which then call back into an event loop that is closed."""
-    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
-    yield
-    gc.collect()
-    time.sleep(0.5)
-
-
-@pytest.mark.usefixtures("failing_reads")
-@pytest.mark.parametrize("item", ["state", "ema"])
-def test_a_flipped_byte_is_never_silent(linear, tmp_path, item):
-    saved, abstract = _save(linear, tmp_path)
-    noticed = 0
-    for path in _data_files(tmp_path, item):
-        data = path.read_bytes()
-        for place in np.linspace(20, len(data) - 20, 4).astype(int):
-            damaged = bytearray(data)
-            damaged[place] ^= 0x10
-            path.write_bytes(damaged)
-            try:
-                state, _ = _restore(tmp_path, abstract)
-            except checkpoint.CheckpointError as error:
-                assert "/3: " in str(error) and "delete this folder" in str(error)
-                noticed += 1
-            else:  # nothing reads that byte
-                _equal(state, saved)
-        path.write_bytes(data)
-    assert noticed >= 2
-
-
-def test_a_changed_number_that_orbax_does_not_notice_is_noticed(linear, tmp_path):
-    _, abstract = _save(linear, tmp_path)
-    meta = pathlib.Path(checkpoint.stage_directory(tmp_path, "linear")) / "3" / "meta" / "metadata"
-    values = json.loads(meta.read_text())
-    values["fingerprints"]["ema"]["params/dense/bias"] ^= 1
-    meta.write_text(json.dumps(values))
-    with pytest.raises(checkpoint.CheckpointError, match="1 of 2 arrays .* first 'params/dense/bias'"):
-        _restore(tmp_path, abstract)
-    with pytest.raises(checkpoint.CheckpointError, match="1 of 2 arrays .* first 'params/dense/bias'"):
-        checkpoint.restore_ema(tmp_path, "linear")
-
-
-@pytest.mark.usefixtures("failing_reads")
-@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(path.read_bytes()[:-40]), lambda path: path.unlink()])
-def test_truncated_and_missing_files_are_refused(linear, tmp_path, damage):
-    _, abstract = _save(linear, tmp_path)
-    for path in _data_files(tmp_path, "ema"):
-        damage(path)
-    with pytest.raises(checkpoint.CheckpointError, match="linear/checkpoints/3: cannot be restored"):
-        _restore(tmp_path, abstract)
-    with pytest.raises(checkpoint.CheckpointError, match="linear/checkpoints/3: cannot be restored"):
-        checkpoint.restore_ema(tmp_path, "linear")
-
-
-@pytest.mark.usefixtures("failing_reads")
 def test_a_stage_without_checkpoint_says_so(tmp_path, linear):
     with pytest.raises(checkpoint.CheckpointError, match="no complete checkpoint; train stage 'vae' first"):
         checkpoint.restore_ema(tmp_path, "vae")
     assert checkpoint.latest_step(tmp_path, "vae") is None
     assert not os.listdir(tmp_path)  # asking creates nothing
-    _, abstract = _state(linear, partitioning.make_mesh())
+    _, abstract = linear.state_at(partitioning.make_mesh())
     with pytest.raises(checkpoint.CheckpointError, match="no complete checkpoint"):
-        _restore(tmp_path, abstract)
+        linear.restore(tmp_path, abstract)
 
 
-@pytest.mark.usefixtures("failing_reads")
 def test_a_model_of_another_shape_is_refused(linear, tmp_path):
     _, abstract = _save(linear, tmp_path)
     wider = jax.tree.map(
@@ -164,8 +75,11 @@ def test_a_model_of_another_shape_is_refused(linear, tmp_path):
         ),
         abstract,
     )
-    with pytest.raises(checkpoint.CheckpointError, match="if the config is the one it was saved with"):
-        _restore(tmp_path, wider)
+    with pytest.raises(
+        checkpoint.CheckpointError,
+        match=r"3: was saved from another model or optimiser: state/.*bias is \(16,\) there and \(32,\)",
+    ):
+        linear.restore(tmp_path, wider)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool", "float16"])
@@ -201,7 +115,9 @@ def _config(**overrides):
 
 
 def test_workdir_of_another_config_lists_what_differs(tmp_path):
-    checkpoint.claim_workdir(tmp_path, json.dumps(_config()))
+    checkpoint.claim_workdir(tmp_path, json.dumps(_config(seed=7)))
+    checkpoint.claim_workdir(tmp_path, json.dumps(_config()))  # nothing has been trained: a mistake may be mended
+    (tmp_path / "vae" / "checkpoints" / "5").mkdir(parents=True)
     train = {"vae": {"num_steps": 5, "learning_rate": 0.2, "keep": 2, "log_every": 1}}
     with pytest.raises(
         ValueError,
@@ -217,6 +133,7 @@ def test_fields_younger_than_the_workdir_have_the_value_from_before_them(tmp_pat
     values = json.loads(config_lib.to_json(config))
     del values["vae"]["gan_weight"], values["unet"]["condition_fill"]
     checkpoint.claim_workdir(tmp_path, json.dumps(values))
+    (tmp_path / "vae" / "checkpoints" / "5").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"unet.condition_fill \['zero', 'zero', 'zero'\] -> .*linear"):
         checkpoint.claim_workdir(tmp_path, config_lib.to_json(config))
     config.unet.condition_fill = ("zero",) * 3

@@ -114,6 +114,47 @@ def test_a_loss_that_is_not_finite_names_the_step_and_saves_nothing_bad(linear, 
     assert np.isfinite(checkpoint.restore_ema(tmp_path, "linear")["dense"]["kernel"]).all()
 
 
+class OneBad:
+    """Batches of which some are poisoned."""
+
+    def __init__(self, numbers, bad):
+        self._numbers, self._bad = numbers, bad
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        batch = next(self._numbers)
+        if self._numbers.position in self._bad:
+            batch["x"][0, 0] = np.nan
+        return batch
+
+    def __getattr__(self, name):
+        return getattr(self._numbers, name)
+
+
+def test_a_few_bad_batches_are_skipped_written_down_and_the_run_goes_on(linear, tmp_path, capsys):
+    bad = OneBad(linear.Numbers(), {3, 4, 9})
+    _train(linear, tmp_path, iterator=bad, num_steps=12, log_every=6, checkpoint_every=6, max_skipped=2)
+    lines = (tmp_path / "linear" / "skipped.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [3, 4, 9]
+    assert json.loads(lines[2])["episodes"][:2] == [800, 801]
+    said = capsys.readouterr().err
+    assert said.count("skipped, its loss or gradient is not finite") == 3
+    assert checkpoint.latest_step(tmp_path, "linear") == 12
+    assert np.isfinite(checkpoint.restore_ema(tmp_path, "linear")["dense"]["kernel"]).all()
+    logged = [json.loads(line) for line in (tmp_path / "linear" / "metrics.jsonl").read_text().splitlines()]
+    assert [line.get("skipped_steps") for line in logged] == [2.0, 1.0]
+    assert all(np.isfinite(value) for line in logged for value in line.values())
+
+
+def test_too_many_between_two_checkpoints_end_the_run_at_the_last_good_one(linear, tmp_path):
+    bad = OneBad(linear.Numbers(), {2, 8, 9, 11})
+    with pytest.raises(FloatingPointError, match="step 9 .*3 steps since the last checkpoint were skipped"):
+        _train(linear, tmp_path, iterator=bad, num_steps=20, log_every=4, checkpoint_every=6, max_skipped=2)
+    assert checkpoint.latest_step(tmp_path, "linear") == 6
+
+
 def test_one_transfer_a_log_interval(linear, tmp_path, monkeypatch):
     asked = []
     real = loop.metrics.to_host
