@@ -188,6 +188,7 @@ def _content(path):
     return {name: (path / name).read_bytes() for name in os.listdir(path) if name.endswith(".array_record")}
 
 
+@pytest.mark.slow
 def test_killed_at_ten_random_moments_it_goes_on_and_ends_as_if_undisturbed(tmp_path):
     rng, seen = random.Random(0), []
     for _ in range(10):

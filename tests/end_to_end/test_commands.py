@@ -81,6 +81,7 @@ def test_export_and_sampling_from_the_file_give_the_same_video(workdir, tmp_path
     assert len(meta["timings"]["levels"]) == 2  # 5 frames need two levels of the tree
 
 
+@pytest.mark.slow
 def test_sampling_told_to_stop_goes_on_to_the_same_video_and_redo_makes_another(workdir, tmp_path):
     command = ("--mode=sample", f"--workdir={tmp_path}", f"--story={workdir}/story.txt")
     command = (*command, f"--weights={tmp_path}/w.safetensors", "--config.sampler.temperature=(1.0, 1.0, 0.0)")

@@ -209,6 +209,7 @@ print("over", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path, undisturbed):
     rng, found = random.Random(2), []
     for _ in range(6):

@@ -12,6 +12,8 @@ import pytest
 
 from experiments.launch import pod
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 CREATE = ["accelerator-types describe", "tpu-vm create", "tpu-vm describe"]

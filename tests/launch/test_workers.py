@@ -15,6 +15,8 @@ from experiments.launch import slices
 from experiments.launch import storage
 from experiments.launch import watching
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 WORKER = ROOT / "experiments" / "launch" / "worker.sh"
 

@@ -19,6 +19,8 @@ from nuwaxl_jax.training import manifest
 from nuwaxl_jax.training import interrupts
 from nuwaxl_jax.training import step_folders
 
+pytestmark = pytest.mark.slow
+
 CLASSES = {
     "hashes": "SHA256SUMS",
     "step metadata": "_CHECKPOINT_METADATA",
