@@ -120,6 +120,8 @@ config = config_lib.default()
 config.data.update(source="folder", path=sys.argv[1], frame_size=int(sys.argv[3]))
 import tensorflow_datasets
 from tensorflow_datasets.core import dataset_info, example_serializer
+
+pytestmark = pytest.mark.slow
 print("ready", flush=True)
 sys.stdin.readline()
 run.prepare(config, sys.argv[2], part_frames=int(sys.argv[4]), threads=2)
@@ -147,7 +149,6 @@ def finish(process):
     return said
 
 
-@pytest.mark.slow
 def test_killed_ten_times_it_is_what_an_undisturbed_run_makes(tmp_path):
     write_videos(tmp_path / "videos", (150, 60, 90, 200), height=96)
     began = time.monotonic()

@@ -22,6 +22,8 @@ from nuwaxl_jax.training import checkpoint
 from nuwaxl_jax.training import latents
 from nuwaxl_jax.training import loop
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def start(toons_presets, tmp_path_factory):
@@ -164,7 +166,6 @@ def test_a_second_run_changes_nothing(start, filled):
     assert any("64 examples wanted" in line and "64 are there" in line for line in said)
 
 
-@pytest.mark.slow
 def test_a_run_from_kept_latents_is_a_run_from_frames(start, filled, tmp_path):
     config = start[0].copy_and_resolve_references()
     config.train.stages = ("denoiser",)
@@ -181,7 +182,6 @@ def test_a_run_from_kept_latents_is_a_run_from_frames(start, filled, tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), *ema)
 
 
-@pytest.mark.slow
 def test_the_command_killed_at_random_moments_goes_on(toons_presets, start, tmp_path):
     config = start[0]
     root = os.path.dirname(os.path.dirname(toons_presets.__file__))

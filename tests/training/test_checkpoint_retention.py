@@ -128,5 +128,7 @@ def test_settings_that_cannot_be_meant_are_refused(fields, message):
 def test_settings_may_change_between_runs(tmp_path):
     config = config_lib.default()
     checkpoint.claim_workdir(tmp_path, config_lib.to_json(config))
+    (tmp_path / "vae" / "checkpoints" / "5").mkdir(parents=True)
     config.train.vae.update(keep=5, keep_every=1000, keep_hours=2.0, keep_best=3, best_metric="-psnr")
     checkpoint.claim_workdir(tmp_path, config_lib.to_json(config))
+    assert json.loads((tmp_path / "config.json").read_text()) == json.loads(config_lib.to_json(config))
