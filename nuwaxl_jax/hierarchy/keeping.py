@@ -15,6 +15,7 @@ import ml_collections
 import numpy as np
 
 from nuwaxl_jax import networks as networks_lib
+from nuwaxl_jax.data.cache import identity
 from nuwaxl_jax.hierarchy import frames as frames_lib
 from nuwaxl_jax.hierarchy import ledger
 from nuwaxl_jax.hierarchy import plan as plan_lib
@@ -41,20 +42,10 @@ def key_of(
         config={name: config[name].to_dict() for name in _SECTIONS} | {"frame_size": config.data.frame_size},
         tree={name: config.hierarchy[name] for name in _TREE},
         microbatch=list(microbatch),
-        weights=_digest(bundle),
+        weights=identity.of_tree(bundle),
         device=jax.devices()[0].device_kind,
         jax=jax.__version__,
     )
-
-
-def _digest(tree: Any) -> str:
-    """SHA-256 of all arrays."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        digest.update(array)
-    return digest.hexdigest()
 
 
 def open_folder(

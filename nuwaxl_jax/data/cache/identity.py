@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from flax import traverse_util
+import jax
 import numpy as np
 
 from nuwaxl_jax.data import sources
@@ -18,9 +18,9 @@ _FRAMES = 4  # of each
 def of_tree(tree: Any) -> str:
     """SHA-256 of a tree of arrays: paths, shapes, types and bytes."""
     digest = hashlib.sha256()
-    for name, leaf in sorted(traverse_util.flatten_dict(tree, sep="/").items()):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
 
