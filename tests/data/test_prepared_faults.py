@@ -23,6 +23,7 @@ from nuwaxl_jax.data.prepared import plan as plan_lib
 from nuwaxl_jax.data.prepared import run
 from nuwaxl_jax.data.prepared import source as source_lib
 
+pytestmark = pytest.mark.slow
 LENGTHS = (30, 9, 12, 40, 7, 25)
 
 
@@ -120,8 +121,6 @@ config = config_lib.default()
 config.data.update(source="folder", path=sys.argv[1], frame_size=int(sys.argv[3]))
 import tensorflow_datasets
 from tensorflow_datasets.core import dataset_info, example_serializer
-
-pytestmark = pytest.mark.slow
 print("ready", flush=True)
 sys.stdin.readline()
 run.prepare(config, sys.argv[2], part_frames=int(sys.argv[4]), threads=2)
