@@ -10,6 +10,7 @@ PACKAGE = pathlib.Path(nuwaxl_jax.__file__).parent
 # The longest matching prefix decides. An import may stay on its layer or go down.
 LAYERS = {
     "main": 6,
+    "command_flags": 5,
     "training.loop": 5,
     "training.lineage": 5,
     "training.caching": 5,
@@ -61,7 +62,7 @@ OWNERS = {
     "scenedetect": {"data.shots"},
     "cv2": set(),
     "array_record": {"data.cache.store", "data.prepared.write", "data.prepared.source"},
-    "absl": {"main", "data.pipeline"},
+    "absl": {"main", "command_flags", "data.pipeline"},
 }
 NEVER = {"pickle", "cPickle", "dill", "joblib", "torch", "tensorflow"}
 
