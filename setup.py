@@ -37,6 +37,7 @@ setup(
         "absl-py>=2.0",  # flags
         "array_record>=0.8",  # prepared sets and kept latents (data/prepared, data/cache); grain brings it anyway
         "av>=18",  # reads and writes video containers frame-exactly, brings its own codecs (video_io.py)
+        "filelock>=3.12",  # a bound on what the compilation cache keeps (compile_cache.py); tokenizers brings it anyway
         "matplotlib>=3.8",  # plots of evaluations and studies
         "numpy>=1.26",
         "pillow>=10.1",  # storyboards and GIFs

@@ -23,6 +23,7 @@ from __future__ import annotations
 import os
 import pathlib
 import sys
+import time
 from typing import Any
 
 from absl import flags
@@ -32,10 +33,14 @@ import ml_collections
 from ml_collections import config_flags
 
 from nuwaxl_jax import command_flags
+from nuwaxl_jax import compile_cache
 from nuwaxl_jax import config as config_lib
 from nuwaxl_jax import host_memory
 from nuwaxl_jax import hosts
+from nuwaxl_jax import profiling
+from nuwaxl_jax import leaving
 
+_BEGAN = time.time()
 _DEFAULT_CONFIG = str(pathlib.Path(config_lib.__file__))
 
 FLAGS = flags.FLAGS
@@ -98,11 +103,15 @@ def _load_bundle() -> tuple[Any, Any, dict]:
 
 
 def _train() -> None:
+    from nuwaxl_jax.cost import topologies
+    from nuwaxl_jax.training import health
     from nuwaxl_jax.training import loop
     from nuwaxl_jax.training import previews
 
     config = config_lib.validate_training(FLAGS.config)
-    loop.train(config, FLAGS.workdir, hooks=previews.make_hooks(config))
+    peak = FLAGS.peak_tflops * 1e12 or topologies.peak_flops()
+    watch = health.Watch(peak_flops=peak, profile=profiling.Window.parse(FLAGS.profile), began=_BEGAN)
+    loop.train(config, FLAGS.workdir, hooks=previews.make_hooks(config), watch=watch)
 
 
 def _sample() -> None:
@@ -113,7 +122,8 @@ def _sample() -> None:
     if not os.path.isfile(FLAGS.story):
         raise UsageError(f"--story: {FLAGS.story} does not exist; give a text file with one prompt a line")
     bundle, config, card = _load_bundle()
-    sample.run(config, bundle, card, FLAGS.story, FLAGS.workdir, FLAGS.frames, FLAGS.redo)
+    window = profiling.Window.parse(FLAGS.profile)
+    sample.run(config, bundle, card, FLAGS.story, FLAGS.workdir, FLAGS.frames, FLAGS.redo, profile=window)
 
 
 def _eval() -> None:
@@ -271,9 +281,12 @@ def main(argv: list[str]) -> None:
     """Dispatches on --mode."""
     if len(argv) > 1:
         raise UsageError(f"unknown argument {argv[1]!r}; options start with --")
+    if FLAGS.mode in ("train", "sample", "eval", "data"):
+        leaving.at_once("nuwaxl_jax: interrupted; the same command goes on")
+    compile_cache.use()
     jax.config.update("jax_num_cpu_devices", FLAGS.cpu_devices or _default_cpu_devices())
     job = hosts.job_of(FLAGS.hosts, FLAGS.processes, FLAGS.process)
-    if job is not None and FLAGS.mode not in ("train", "sample"):
+    if job is not None and FLAGS.mode not in ("train", "sample", "eval") and not FLAGS.cache:
         raise UsageError(f"--mode={FLAGS.mode} is one process's work; start it once, with --hosts=none")
     hosts.join(job)
     if FLAGS.mode in ("train", "sample", "eval"):

@@ -197,7 +197,9 @@ def training_step(config: ml_collections.ConfigDict, stage: str, mesh: jax.shard
             frozen=frozen,
             batch=batch,
         ),
-        compile=lambda: loop.compile_step(task, optimizer, schedule, settings, mesh, state, frozen, batch),
+        compile=lambda: (
+            loop.trace_step(task, optimizer, schedule, settings, mesh, state, frozen, batch).lower().compile()
+        ),
     )
 
 

@@ -64,6 +64,18 @@ _ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v6": "v6e", "v5": "v5p", "v7x"
 # The names of `device_kind` of attached TPUs.
 _KINDS = {"TPU v3": "v3", "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "TPU7x": "tpu7x"}
 
+# bf16, dense, of NVIDIA's data sheets (read in 2026), by part of `device_kind`; the first that fits.
+_GPU_TFLOPS = {
+    "B200": 2250,
+    "H200": 989,
+    "H100 PCIe": 756,
+    "H100": 989,
+    "A100": 312,
+    "L40S": 362,
+    "L40": 181,
+    "L4": 121,
+}
+
 
 # For libtpu, before it is loaded: ask no cloud about this machine, share the library with other processes, be quiet.
 _ENVIRONMENT = {
@@ -162,6 +174,14 @@ def _of_chips(name: str, devices: tuple[Any, ...], generation: str) -> Topology:
         flops=chip.bf16_tflops * 1e12 / chip.devices,
         bandwidth=chip.hbm_gbps * 1e9 / chip.devices,
     )
+
+
+def peak_flops() -> float | None:
+    """Published bf16 peak of one of this machine's devices, dense, operations a second; None: not known."""
+    device = jax.devices()[0]
+    if device.device_kind in _KINDS:
+        return _of_chips(LOCAL, (device,), _KINDS[device.device_kind]).flops
+    return next((tflops * 1e12 for kind, tflops in _GPU_TFLOPS.items() if kind in device.device_kind), None)
 
 
 def _local() -> Topology:

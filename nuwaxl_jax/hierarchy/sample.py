@@ -9,10 +9,12 @@ same bits, and --redo makes a segment again. SIGTERM and SIGINT end the run afte
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import functools
 import importlib.metadata
+import itertools
 import json
 import os
 import pathlib
@@ -30,6 +32,7 @@ from nuwaxl_jax import config as config_lib
 from nuwaxl_jax import files
 from nuwaxl_jax import networks as networks_lib
 from nuwaxl_jax import partitioning
+from nuwaxl_jax import profiling
 from nuwaxl_jax import video_io
 from nuwaxl_jax.hierarchy import autoregressive
 from nuwaxl_jax.hierarchy import decode as decode_lib
@@ -113,6 +116,7 @@ def generate(
     progress: bool = True,
     frames: frames_lib.FrameLatents | None = None,
     stop: Callable[[], None] = lambda: None,
+    tracer: profiling.Tracer = profiling.Tracer(None, ""),
 ) -> Generated:
     """Latents of V videos by the config's strategy.
 
@@ -121,6 +125,7 @@ def generate(
       key: of the noise; None is `config.seed`'s.
       frames: to fill; what is made of them already is not made again. None starts empty.
       stop: called after each device call, and may raise.
+      tracer: of the device calls, counted from 1.
     """
     key = jax.random.key(config.seed) if key is None else key
     tree = config.hierarchy
@@ -133,12 +138,19 @@ def generate(
     calls = [segments_lib.denoiser_calls(config, p.network_level) for p in plans]
     line = Progress(plans, calls, videos) if progress else lambda *_: None
 
+    finished = itertools.count(1)
+
     def report(*done: Any) -> None:
         line(*done)
+        number = next(finished)
+        if said := tracer.after(number):
+            print(said, file=sys.stderr)
+        tracer.before(number + 1)
         stop()
 
     shared = level_arguments(config, networks, plans) | dict(mesh=mesh)
     if tree.strategy == "autoregressive":
+        tracer.before(1)
         result = autoregressive.generate_autoregressive(
             sample_segments,
             params,
@@ -157,6 +169,7 @@ def generate(
         ahead = generate_lib.compile_ahead(
             sample_segments, params, left, videos, networks.latent_shape, **shared | dict(microbatch=sizes)
         )
+        tracer.before(1)
         result = generate_lib.generate(
             sample_segments,
             params,
@@ -276,19 +289,23 @@ def run(
     num_frames: int = 0,
     redo: str = "",
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+    profile: profiling.Window | None = None,
 ) -> pathlib.Path:
     """Makes STORY.mp4, STORY.png and STORY.json in `out_dir`; returns the mp4's path.
 
     Args:
       num_frames: F; 0 is the full tree, (L - 1)^M + 1.
       redo: 'LEVEL.SEGMENT' to make again with other noise, and all that follows from it; '' none.
+      profile: device calls of this run to trace, into STORY.profile.
 
     Raises:
       ValueError, FileNotFoundError: one line; nothing has been written.
       SystemExit: 42, interrupted; the same command goes on.
     """
     with interrupts.catch("stopping after this device call; its latents are kept") as interrupt:
-        return _run(config, bundle, card, story_path, out_dir, num_frames, redo, say, interrupt)
+        tracer = profiling.Tracer(profile, os.path.join(out_dir, f"{pathlib.Path(story_path).stem}.profile"))
+        with contextlib.closing(tracer):
+            return _run(config, bundle, card, story_path, out_dir, num_frames, redo, say, interrupt, tracer)
 
 
 def _run(
@@ -301,6 +318,7 @@ def _run(
     redo: str,
     say: Callable[[str], None],
     interrupt: interrupts.Interrupt,
+    tracer: profiling.Tracer,
 ) -> pathlib.Path:
     """`run`."""
     begin, first = time.perf_counter(), jax.process_index() == 0
@@ -321,9 +339,8 @@ def _run(
     mesh = partitioning.make_mesh(**config.mesh.to_dict())
     frames = _latents(config, networks, bundle, prompts, index, plans, path, redo, say)
     stop = functools.partial(interrupt.leave, f"{path}: interrupted; the same command goes on", say)
-    generated = generate(
-        config, networks, bundle, prompts, index[None], mesh=mesh, progress=first, frames=frames, stop=stop
-    )
+    watched = dict(progress=first, stop=stop, tracer=tracer)
+    generated = generate(config, networks, bundle, prompts, index[None], mesh=mesh, frames=frames, **watched)
     sampled = time.perf_counter()
 
     rows = storyboard.rows_of(plans, num_frames)

@@ -151,6 +151,7 @@ class Checkpointer:
         data: dict[str, Any] | None,
         config: dict[str, Any],
         measured: dict[str, float] | None = None,
+        log: dict[str, Any] | None = None,
     ) -> None:
         """Starts to save; returns when the arrays are copied, and writes in the background.
 
@@ -159,6 +160,7 @@ class Checkpointer:
           data: JSON position of the data iterator: the next batch it yields is the one after this state.
           config: the resolved config as JSON values.
           measured: metrics of this step, for `Keep.best`.
+          log: JSON, what the training log has gathered and not yet written.
 
         Raises:
           CheckpointError: this save, or the one before it, could not be written.
@@ -168,7 +170,7 @@ class Checkpointer:
         if step in self._saved:
             return
         items = _items(state)
-        meta = new_meta(step, items, data=data, config=config, metrics=measured or {})
+        meta = new_meta(step, items, data=data, config=config, metrics=measured or {}, log=log)
         path = step_folders.path_of(self.directory, step) + step_folders.SAVING
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         self._step = step

@@ -12,6 +12,8 @@ SIGTERM and SIGINT: the current step ends, a checkpoint is written, and the proc
 """
 
 import contextlib
+import dataclasses
+import functools
 import json
 import os
 import time
@@ -24,9 +26,12 @@ import numpy as np
 
 from nuwaxl_jax import config as config_lib
 from nuwaxl_jax import partitioning
+from nuwaxl_jax import profiling
+from nuwaxl_jax.cost import model_flops
 from nuwaxl_jax.training import caching
 from nuwaxl_jax.training import checkpoint
 from nuwaxl_jax.training import feed
+from nuwaxl_jax.training import health
 from nuwaxl_jax.training import interrupts
 from nuwaxl_jax.training import lineage
 from nuwaxl_jax.training import metrics
@@ -40,12 +45,6 @@ from nuwaxl_jax.training import tasks
 
 # hook(stage, state, frozen, step) -> {name: number} for 'eval', {name: uint8 image or video} for 'sample'.
 Hook = Callable[[str, state_lib.TrainState, Any, int], Mapping[str, Any]]
-
-
-def _flops(compiled: Any) -> float | None:
-    cost = compiled.cost_analysis()
-    cost = cost[0] if isinstance(cost, (list, tuple)) and cost else cost
-    return float(cost["flops"]) if cost and "flops" in cost else None
 
 
 def _due(step: int, every: int, last: int) -> bool:
@@ -78,8 +77,9 @@ def optimizer_of(
 
 def _start(
     task: Any, optimizer: Any, mesh: Any, saver: checkpoint.Checkpointer, iterator: Any, params: Any, seed: int
-) -> state_lib.TrainState:
-    """The newest good checkpoint's state, with the iterator at its position; a new one where there is none at all."""
+) -> tuple[state_lib.TrainState, dict[str, Any]]:
+    """The newest good checkpoint's state, with the iterator at its position, and what its log had gathered; a new state
+    where there is no checkpoint at all."""
     if not saver.is_empty():
         state, meta = saver.restore(state_lib.abstract(task, optimizer, mesh))
         if meta["data"] is not None:
@@ -88,9 +88,9 @@ def _start(
             f"{task.stage}: restored step {meta['step']}, parameters, EMA, optimiser and data position, from "
             f"{saver.directory}/{meta['step']}"
         )
-        return state
+        return state, meta.get("log") or {}
     key = jax.random.fold_in(jax.random.key(seed), np.uint32(2**32 - 1))  # no step has this number
-    return state_lib.create(task, optimizer, key, mesh, params=params() if callable(params) else params)
+    return state_lib.create(task, optimizer, key, mesh, params=params() if callable(params) else params), {}
 
 
 def run_stage(
@@ -106,6 +106,7 @@ def run_stage(
     interrupt: interrupts.Interrupt,
     params: Any = None,
     hooks: Mapping[str, Hook] | None = None,
+    watch: health.Watch = health.Watch(),
 ) -> state_lib.TrainState:
     """Trains one task to settings.num_steps, from its newest checkpoint where there is one.
 
@@ -121,6 +122,7 @@ def run_stage(
       interrupt: asked after each step.
       params: a new run starts from these (or from what this function returns) instead of task.init.
       hooks: 'eval' and 'sample', called every eval_every and sample_every steps and at the end.
+      watch: the peak that utilisation is of, and steps to trace.
 
     Raises:
       SystemExit: 42, interrupted and saved.
@@ -138,46 +140,70 @@ def run_stage(
         stack.callback(saver.close)
         writer = metrics.MetricWriter(directory)
         stack.callback(writer.close)
-        state = _start(task, optimizer, mesh, saver, iterator, params, seed)
+        health_file = os.path.join(directory, "health.json") if jax.process_index() == 0 else None
+        clock = health.Clock(health_file, watch.began)
+        state, unwritten = _start(task, optimizer, mesh, saver, iterator, params, seed)
         step = int(state.step)
         batches = feed.Batches(iterator, task.fields, mesh)
         batches.read()
         interrupt.leave_if_asked(task.stage)
-        compiled = _compile(task, optimizer, schedule, settings, mesh, state, frozen, batches)
+        compiled, flops = _compile(task, optimizer, schedule, settings, mesh, state, frozen, batches, watch.peak_flops)
         seed_array = jax.device_put(np.uint32(seed), partitioning.replicate(mesh))
         skipped = dict(max_skipped=settings.get("max_skipped", 0), record=os.path.join(directory, "skipped.jsonl"))
-        log = progress.Log(task.stage, last, writer, step, **skipped)
+        sizes = dict(examples=settings.batch_size, flops=flops, peak=watch.peak_flops, devices=mesh.size)
+        rates = functools.partial(health.rates, **sizes)
+        log = progress.Log(task.stage, last, writer, step, **skipped, clock=clock, rates=rates)
         measured = retention.SinceLastSave(step)
+        if unwritten:
+            log.resume(unwritten["interval"])
+            measured.resume(unwritten["measured"])
+        tracer = profiling.Tracer(watch.profile, os.path.join(directory, "profile"))
+        stack.callback(tracer.close)
+        clock.begin(step)
+        first, values = step, None
 
         while step < last:
+            tracer.before(step - first + 1)
+            clock.reading(batches.read, lambda: health.is_idle(values))  # nothing, if the next one is ready
             batch, episodes = batches.take()
             state, values = compiled(state, frozen, batch, seed_array)
             step += 1
             log.add(step, values, episodes)
             saving = _due(step, settings.checkpoint_every, last)
             if step < last and not saving:
-                batches.read()  # while the device works
+                clock.reading(batches.read, lambda: health.is_idle(values))  # while the device works
             saver.check()
+            _say_if(tracer.after(step - first, values))
             if _due(step, settings.log_every, last):
                 measured.line(step, log.write(step))
             stop = interrupt.asked() and step < last
             if saving or stop:
-                with log.pause():
+                with clock.spent("save"):
                     means = measured.saved(step, log.check())  # raises: never a state that is not finite
-                    saver.save(state, data=batches.position, config=config, measured=means)
+                    gathered = dict(interval=log.state(), measured=measured.state())
+                    saver.save(state, data=batches.position, config=config, measured=means, log=gathered)
                     log.forgive()
             if not stop:
-                with log.pause():
+                with clock.spent("eval"):
                     saver.note(step, _call_hooks(hooks or {}, writer, settings, task.stage, state, frozen, step))
             else:
-                _leave(saver, task.stage, step)
-        saver.wait()
+                _leave(saver, task.stage, step, clock)
+        with clock.spent("save"):
+            saver.wait()
+        clock.write(step)
         return state
 
 
-def _leave(saver: checkpoint.Checkpointer, stage: str, step: int) -> None:
+def _say_if(line: str) -> None:
+    if line:
+        metrics.say(line)
+
+
+def _leave(saver: checkpoint.Checkpointer, stage: str, step: int, clock: health.Clock) -> None:
     """Exits with status 42 when what was asked to be saved is saved."""
-    saver.wait()
+    with clock.spent("save"):
+        saver.wait()
+    clock.write(step)
     metrics.say(f"{stage}: interrupted at step {step}; saved; the same command resumes")
     raise SystemExit(interrupts.RESUME_ME)
 
@@ -194,10 +220,10 @@ def _call_hooks(
     return returned.get("eval", {})
 
 
-def compile_step(
+def trace_step(
     task: Any, optimizer: Any, schedule: Any, settings: Any, mesh: Any, state: Any, frozen: Any, batch: Any
-) -> jax.stages.Compiled:
-    """The program of a step; state, frozen and batch may be arrays or ShapeDtypeStructs with shardings."""
+) -> jax.stages.Traced:
+    """A step, traced; state, frozen and batch may be arrays or ShapeDtypeStructs with shardings."""
     step = steps.make_train_step(
         task,
         optimizer,
@@ -209,34 +235,48 @@ def compile_step(
         frozen=frozen,
         learning=optim.learning_pattern(settings.trainable, task.new_layers),
     )
-    return step.lower(state, frozen, batch, jax.ShapeDtypeStruct((), jnp.uint32)).compile()
+    return step.trace(state, frozen, batch, jax.ShapeDtypeStruct((), jnp.uint32))
 
 
 def _compile(
-    task: Any, optimizer: Any, schedule: Any, settings: Any, mesh: Any, state: Any, frozen: Any, batches: feed.Batches
-) -> Callable[..., Any]:
-    """The compiled step; prints the parameter table and what a step costs."""
+    task: Any,
+    optimizer: Any,
+    schedule: Any,
+    settings: Any,
+    mesh: Any,
+    state: Any,
+    frozen: Any,
+    batches: feed.Batches,
+    peak: float | None,
+) -> tuple[Callable[..., Any], float]:
+    """(the compiled step, model FLOPs of a step); prints the parameter table and what a step costs."""
     start = time.monotonic()
-    compiled = compile_step(task, optimizer, schedule, settings, mesh, state, frozen, batches.peek())
-    flops = _flops(compiled)
+    traced = trace_step(task, optimizer, schedule, settings, mesh, state, frozen, batches.peek())
+    flops = model_flops.count(traced.jaxpr)
+    compiled = traced.lower().compile()
     count = sum(x.size for x in jax.tree.leaves(state.params))
     if int(state.step) == 0:
         metrics.say(metrics.parameter_table(state.params))
-    cost = "unknown" if flops is None else f"{flops / 1e9:.3g} GFLOP"
+    of = "" if peak is None else f", MFU is of {mesh.size} x {peak / 1e12:.4g} TFLOP/s"
     metrics.say(
-        f"{task.stage}: {count:,} parameters, a step {cost} a device, compiled in "
+        f"{task.stage}: {count:,} parameters, a step {flops / 1e9:.3g} model GFLOP{of}, compiled in "
         f"{time.monotonic() - start:.1f} s, mesh {dict(mesh.shape)}"
     )
-    return compiled
+    return compiled, flops
 
 
-def train(config: ml_collections.ConfigDict, workdir: str, hooks: Mapping[str, Hook] | None = None) -> None:
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    hooks: Mapping[str, Hook] | None = None,
+    watch: health.Watch = health.Watch(),
+) -> None:
     """Runs every stage of config.train.stages that is not finished.
 
     Args:
       config: validated.
       workdir: of the run; made where it does not exist.
-      hooks: see `run_stage`.
+      hooks, watch: see `run_stage`; the time before the first stage that is trained counts as its start.
 
     Raises:
       ValueError: a workdir of another config; a mesh that does not fit the devices or the batch; LPIPS weights that
@@ -274,6 +314,8 @@ def train(config: ml_collections.ConfigDict, workdir: str, hooks: Mapping[str, H
                     interrupt=interrupt,
                     params=lambda stage=stage: lineage.first_params(config, workdir, stage),
                     hooks=hooks,
+                    watch=watch,
                 )
+                watch = dataclasses.replace(watch, began=None)
             finally:
                 iterator.close()

@@ -75,6 +75,24 @@ def to_host(values: dict[str, Any]) -> tuple[dict[str, float], list[int]]:
     return means | {"skipped_steps": float(bad.count)}, [int(step) for step in bad.steps if step != NEVER]
 
 
+def to_json(values: dict[str, Any]) -> dict[str, Any]:
+    """The metrics as JSON, every bit of them; waits for the device."""
+    values = jax.device_get(values)
+    fields = {Average: ("total", "count"), BadSteps: ("steps", "count")}
+    return {name: [np.asarray(getattr(v, field)).tolist() for field in fields[type(v)]] for name, v in values.items()}
+
+
+def of_json(state: dict[str, Any]) -> dict[str, Any]:
+    """What `to_json` was given, on the host."""
+    out: dict[str, Any] = {}
+    for name, (first, count) in state.items():
+        if isinstance(first, list):
+            out[name] = BadSteps(np.asarray(first, np.int32), np.asarray(count, np.int32))
+        else:
+            out[name] = Average(total=np.asarray(first, np.float32), count=np.asarray(count, np.float32))
+    return out
+
+
 def say(message: str) -> None:
     """One line to the user, from the first process alone."""
     if jax.process_index() == 0:

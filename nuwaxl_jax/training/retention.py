@@ -120,6 +120,16 @@ class SinceLastSave:
         self._sums: dict[str, tuple[float, int]] = {}  # name -> (sum over steps, steps), up to the last log line
         self._saved: dict[str, tuple[float, int]] = {}  # the same, up to the last checkpoint
 
+    def state(self) -> dict[str, Any]:
+        """JSON, for a checkpoint."""
+        return {"line": self._line, "sums": self._sums, "saved": self._saved}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Goes on from `state()`."""
+        self._line = state["line"]
+        self._sums = {name: tuple(value) for name, value in state["sums"].items()}
+        self._saved = {name: tuple(value) for name, value in state["saved"].items()}
+
     def _with(self, step: int, means: Mapping[str, float]) -> dict[str, tuple[float, int]]:
         count, sums = step - self._line, dict(self._sums)
         for name, mean in means.items() if count > 0 else ():

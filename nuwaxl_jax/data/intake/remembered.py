@@ -14,6 +14,7 @@ import pathlib
 
 import numpy as np
 
+from nuwaxl_jax import compile_cache
 from nuwaxl_jax import files
 from nuwaxl_jax import video_io
 
@@ -22,13 +23,8 @@ _VERSION = 1  # of what is kept; another is not read
 
 def folder() -> pathlib.Path | None:
     """Where indexes are kept; None: nowhere."""
-    chosen = os.environ.get("NUWAXL_CACHE", "")
-    if chosen == "off":
-        return None
-    if chosen:
-        return pathlib.Path(chosen) / "index"
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return pathlib.Path(home) / "nuwaxl_jax" / "index"
+    home = compile_cache.home()
+    return None if home is None else home / "index"
 
 
 def _file(path: str | os.PathLike) -> pathlib.Path | None:
