@@ -24,6 +24,8 @@ import urllib.error
 import urllib.request
 
 import jax
+from jax.experimental import multihost_utils
+import numpy as np
 
 import nuwaxl_jax
 
@@ -132,6 +134,16 @@ def join(job: Job | None, timeout: float = TIMEOUT) -> None:
     if (jax.config.jax_platforms or "").startswith("cpu"):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(job.address, job.count, job.index)
+
+
+def of_first(value: Any) -> Any:
+    """A JSON value of the first process, on every process; all must call it."""
+    if jax.process_count() == 1:
+        return value
+    text = json.dumps(value).encode() if jax.process_index() == 0 else b""
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    buffer = np.frombuffer(text.ljust(size), np.uint8)
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(buffer)).tobytes())
 
 
 def _greeting(index: int) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,27 +15,19 @@ from nuwaxl_jax.data import pipeline
 from nuwaxl_jax.diffusion import losses
 
 NOISE_LEVELS = 8  # equally spaced timesteps
+NUM_CLIPS = 16
 
 
-def denoising_error(
-    config: ml_collections.ConfigDict,
-    networks: networks_lib.Networks,
-    bundle: networks_lib.Params,
-    *,
-    num_clips: int = 16,
-    seed: int = 1234,
-) -> dict[str, Any]:
-    """Mean squared error of the prediction (v, x0 or eps, as trained; latents of unit variance), unweighted.
-
-    The same clips and the same noise for every level of noise: `num_clips` of each tree level from the test split, with
-    the borders given at local levels, prompts on, in float32.
-
-    Returns:
-      {'timesteps': [...], 'levels': {'0': [error at each timestep], ...}, 'clips': n}.
-    """
+def timesteps(config: ml_collections.ConfigDict) -> tuple[int, ...]:
+    """Those at which the error is measured."""
     last = config.diffusion.num_timesteps - 1
-    times = np.linspace(last / (2 * NOISE_LEVELS), last, NOISE_LEVELS).round().astype(np.int32)
-    length = config.hierarchy.segment_length
+    return tuple(np.linspace(last / (2 * NOISE_LEVELS), last, NOISE_LEVELS).round().astype(int).tolist())
+
+
+@functools.lru_cache(maxsize=2)
+def _errors(networks: networks_lib.Networks, times: tuple[int, ...]) -> Callable[..., jax.Array]:
+    """Jitted: (bundle, one of its denoisers, batch, key) to the errors at `times`."""
+    length = networks.segment_length
 
     @jax.jit
     def errors(bundle, denoiser, batch, key):
@@ -51,24 +44,46 @@ def denoising_error(
             prediction = networks.denoise(denoiser, x_t, t, text, mask * x0, mask, batch["level"])
             return losses.denoising_loss(networks.diffusion, prediction, x0, eps, t, weighting="uniform")[1].mean()
 
-        return jax.lax.map(at, jnp.asarray(times))
+        return jax.lax.map(at, jnp.asarray(times, jnp.int32))
 
-    out: dict[str, list[float]] = {}
+    return errors
+
+
+def of_level(
+    config: ml_collections.ConfigDict,
+    networks: networks_lib.Networks,
+    bundle: networks_lib.Params,
+    level: int,
+    *,
+    num_clips: int = NUM_CLIPS,
+    seed: int = 1234,
+    stop: Callable[[], None] = lambda: None,
+) -> list[float]:
+    """Mean squared error of the prediction (v, x0 or eps, as trained; latents of unit variance), unweighted.
+
+    The same clips and the same noise for every level of noise: `num_clips` of the tree level from the test split, with
+    the borders given at local levels, prompts on, in float32.
+
+    Args:
+      stop: called before each batch, and may raise.
+
+    Returns:
+      The error at each of `timesteps`.
+    """
+    one = config.copy_and_resolve_references()
+    with one.unlocked():
+        one.data.level_weights = tuple(float(k == level) for k in range(config.hierarchy.depth))
+        one.train.denoiser.clip_length = config.hierarchy.segment_length
+    errors = _errors(networks, timesteps(config))
+    denoiser = bundle["denoisers"][level if len(bundle["denoisers"]) > 1 else 0]
     size = min(4, num_clips)
-    for level in range(config.hierarchy.depth):
-        one = config.copy_and_resolve_references()
-        with one.unlocked():
-            one.data.level_weights = tuple(float(k == level) for k in range(config.hierarchy.depth))
-            one.train.denoiser.clip_length = length
-        denoiser = bundle["denoisers"][level if len(bundle["denoisers"]) > 1 else 0]
-        iterator = pipeline.make_iterator(one, "test", "denoiser", seed=seed, batch_size=size)
-        try:
-            keys = jax.random.split(jax.random.key(seed + level), max(1, num_clips // size))
-            rows = []
-            for key in keys:
-                batch = next(iterator)
-                rows.append(errors(bundle, denoiser, {k: batch[k] for k in ("frames", "tokens", "level")}, key))
-        finally:
-            iterator.close()
-        out[str(level)] = np.mean(rows, axis=0).round(5).tolist()
-    return {"timesteps": times.tolist(), "levels": out, "clips": num_clips}
+    iterator = pipeline.make_iterator(one, "test", "denoiser", seed=seed, batch_size=size)
+    try:
+        rows = []
+        for key in jax.random.split(jax.random.key(seed + level), max(1, num_clips // size)):
+            stop()
+            batch = next(iterator)
+            rows.append(errors(bundle, denoiser, {k: batch[k] for k in ("frames", "tokens", "level")}, key))
+    finally:
+        iterator.close()
+    return np.mean(rows, axis=0).round(5).tolist()

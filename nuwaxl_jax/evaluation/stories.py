@@ -1,7 +1,8 @@
 """Held-out toons stories told four ways: ground truth, VAE ceiling, NUWA-XL, and the sliding window.
 
 Every way tells the same episodes of the test split by the same captions, and is read by the same `story_score`. What is
-scored is kept at once, so an evaluation that was cut short goes on where it stopped.
+scored is kept at once, so an evaluation that was cut short goes on where it stopped. Several processes do each their
+share, on their own devices, and read one another's results in the folder where they are kept.
 """
 
 from __future__ import annotations
@@ -32,19 +33,26 @@ from nuwaxl_jax.hierarchy import story as story_lib
 GENERATORS = {"nuwa_xl": "diffusion_over_diffusion", "autoregressive": "autoregressive"}
 WAYS = ("ground_truth", "vae_ceiling", *GENERATORS)
 GROUP = 2  # stories generated together, the window's only parallelism; a constant, for their noise is drawn by group
+_PAUSE = 0.2  # seconds from look to look at what other processes have done
 
 # on_video(way, story, frames), for each video that is made.
 OnVideo = Callable[[str, int, np.ndarray], None]
 
 
+def is_mine(number: int) -> bool:
+    """Whether this process does item `number`. They are dealt out in rounds, from another process on each time."""
+    count = jax.process_count()
+    return (number + number // count) % count == jax.process_index()
+
+
 class Ledger:
-    """Results of single stories, `<folder>/<hash of the protocol>/<way>_<story>.json`."""
+    """Results of single stories, `<folder>/<hash of the protocol>/<way>_<story>.json`; of other things likewise."""
 
     def __init__(self, folder: str | os.PathLike, protocol: dict[str, Any]):
         text = json.dumps(protocol, sort_keys=True)
         self.folder = pathlib.Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
-        files.write_json(self.folder / "protocol.json", protocol)
+        files.write_json(self.folder / "protocol.json", protocol, shared=True)
 
     def _path(self, way: str, story: int) -> pathlib.Path:
         return self.folder / f"{way}_{story:04d}.json"
@@ -57,6 +65,13 @@ class Ledger:
     def write(self, way: str, story: int, result: dict[str, Any]) -> None:
         """Saves a result, whole or not at all."""
         files.write_json(self._path(way, story), result)
+
+    def collect(self, way: str, count: int, stop: Callable[[], None]) -> list[dict[str, Any]]:
+        """Results 0 .. count - 1, when all are there; `stop` is called while others make them, and may raise."""
+        while not all(self._path(way, story).exists() for story in range(count)):
+            stop()
+            time.sleep(_PAUSE)
+        return [self.read(way, story) for story in range(count)]
 
 
 def held_out(config: ml_collections.ConfigDict, num_stories: int, num_frames: int) -> toons_source.ToonsSource:
@@ -100,9 +115,15 @@ def _encoder(networks: networks_lib.Networks) -> Callable[..., jax.Array]:
     return encode
 
 
-def decode_video(networks: networks_lib.Networks, bundle: networks_lib.Params, latents: np.ndarray) -> np.ndarray:
-    """uint8 `[F, H, W, 3]` of scaled latents."""
-    return np.concatenate(list(decode_lib.decode_frames(networks, bundle, latents)))
+def decode_video(
+    networks: networks_lib.Networks,
+    bundle: networks_lib.Params,
+    latents: np.ndarray,
+    stop: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """uint8 `[F, H, W, 3]` of scaled latents; `stop` is called after each window, and may raise."""
+    frames = decode_lib.decode_frames(networks, bundle, latents, progress=lambda *_: stop())
+    return np.concatenate(list(frames))
 
 
 def _generated(
@@ -112,6 +133,7 @@ def _generated(
     captions: Sequence[Sequence[str]],
     strategy: str,
     group: int,
+    stop: Callable[[], None],
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """(latents [V, F, h, w, c] of one group of stories, what each cost)."""
     config = config.copy_and_resolve_references()
@@ -123,10 +145,13 @@ def _generated(
     for v, story in enumerate(stories):
         own, at = story.frame_prompts(len(captions[v]))
         index[v] = np.array([prompts.setdefault(p, len(prompts)) for p in own], np.int32)[at]
-    mesh = partitioning.make_mesh(**config.mesh.to_dict())
+    alone = jax.process_count() == 1  # else each process works by itself
+    mesh = partitioning.make_mesh(**config.mesh.to_dict() if alone else {}, devices=jax.local_devices())
     key = jax.random.fold_in(jax.random.key(config.seed), group)
     begin = time.perf_counter()
-    made = sample_lib.generate(config, networks, bundle, list(prompts), index, key=key, mesh=mesh, progress=False)
+    made = sample_lib.generate(
+        config, networks, bundle, list(prompts), index, key=key, mesh=mesh, progress=False, stop=stop
+    )
     return made.latents, {
         "seconds": sum(t["seconds"] for t in made.timings) / len(stories),
         "seconds_with_compiling": (time.perf_counter() - begin) / len(stories),
@@ -142,20 +167,21 @@ def _tell_group(
     bundle: networks_lib.Params,
     captions: Sequence[Sequence[str]],
     truth: Callable[[int], np.ndarray],
+    stop: Callable[[], None],
 ) -> Iterator[tuple[int, np.ndarray, dict[str, Any]]]:
     """(story, frames, what is known of it beside the score) of each member."""
     if way in GENERATORS:
         group = members.start // GROUP
-        latents, cost = _generated(config, networks, bundle, captions, GENERATORS[way], group)
+        latents, cost = _generated(config, networks, bundle, captions, GENERATORS[way], group, stop)
         for story, z in zip(members, latents):
-            yield story, decode_video(networks, bundle, z), {"cost": cost}
+            yield story, decode_video(networks, bundle, z, stop), {"cost": cost}
         return
     for story in members:
         frames = truth(story)
         if way == "ground_truth":
             yield story, frames, {}
             continue
-        made = decode_video(networks, bundle, encode_video(networks, bundle, frames))
+        made = decode_video(networks, bundle, encode_video(networks, bundle, frames), stop)
         fidelity = {name: float(getattr(image_metrics, name)(frames, made).mean()) for name in ("psnr", "ssim")}
         yield story, made, fidelity
 
@@ -167,41 +193,41 @@ def tell(
     *,
     num_stories: int,
     num_frames: int,
-    ledger: Ledger | None = None,
+    ledger: Ledger,
     on_video: OnVideo = lambda way, story, frames: None,
+    stop: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Scores of every way over the stories, a group of stories after the other.
+    """Scores of every way over the stories, a group of stories after the other, this process's share of them.
 
     Args:
-      ledger: results of earlier, interrupted evaluations are read from it and new ones kept in it.
-      on_video: called for each video that is made now, not for those that the ledger knows.
+      ledger: results of earlier, interrupted evaluations and of other processes are read from it and new ones kept.
+      on_video: called for each video that is made here, not for those that the ledger knows.
+      stop: called after each device call and each story, and may raise.
 
     Returns:
       {way: {'summary', 'stories': [score, ...], and medians of 'cost' or means of 'psnr' and 'ssim'}} for
-      'ground_truth', 'vae_ceiling', 'nuwa_xl' and 'autoregressive'.
+      'ground_truth', 'vae_ceiling', 'nuwa_xl' and 'autoregressive'; on every process, when all have done their share.
     """
     source = held_out(config, num_stories, num_frames)
     index = np.arange(num_frames)
-    results: dict[str, dict[int, dict]] = {way: {} for way in WAYS}
-    for first in range(0, num_stories, GROUP):
+    read = functools.partial(source.frames, index=index)
+    for group, first in enumerate(range(0, num_stories, GROUP)):
         members = range(first, min(first + GROUP, num_stories))
         captions = [source.captions(i, index) for i in members]
         for way in WAYS:
-            known = {i: ledger.read(way, i) for i in members} if ledger else {i: None for i in members}
-            if None in known.values():
-                read = functools.partial(source.frames, index=index)
-                for story, frames, extra in _tell_group(way, members, config, networks, bundle, captions, read):
-                    score = story_score.story_score(
-                        frames, captions[story - first], segment_length=config.hierarchy.segment_length
-                    )
-                    known[story] = {"score": score} | extra
-                    on_video(way, story, frames)
-                    if ledger:
-                        ledger.write(way, story, known[story])
-                    shown = {k: round(v, 4) for k, v in score.items() if isinstance(v, float)}
-                    print(f"{way}, story {story + 1} of {num_stories}: {shown}", file=sys.stderr, flush=True)
-            results[way].update(known)
-    return {way: _joined([told[i] for i in range(num_stories)]) for way, told in results.items()}
+            kind = tuple(GENERATORS) if way in GENERATORS else WAYS[: -len(GENERATORS)]  # dealt out apart: cost differs
+            if not is_mine(group * len(kind) + kind.index(way)) or None not in [ledger.read(way, i) for i in members]:
+                continue
+            for story, frames, extra in _tell_group(way, members, config, networks, bundle, captions, read, stop):
+                score = story_score.story_score(
+                    frames, captions[story - first], segment_length=config.hierarchy.segment_length
+                )
+                on_video(way, story, frames)
+                ledger.write(way, story, {"score": score} | extra)
+                shown = {k: round(v, 4) for k, v in score.items() if isinstance(v, float)}
+                print(f"{way}, story {story + 1} of {num_stories}: {shown}", file=sys.stderr, flush=True)
+                stop()
+    return {way: _joined(ledger.collect(way, num_stories, stop)) for way in WAYS}
 
 
 def _joined(results: list[dict[str, Any]]) -> dict[str, Any]:

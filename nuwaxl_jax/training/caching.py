@@ -30,6 +30,7 @@ from nuwaxl_jax.data import reading
 from nuwaxl_jax.data.cache import elements
 from nuwaxl_jax.data.cache import identity
 from nuwaxl_jax.data.cache import store
+from nuwaxl_jax.training import interrupts
 from nuwaxl_jax.training import latents
 from nuwaxl_jax.training import lineage
 from nuwaxl_jax.training import metrics
@@ -177,6 +178,7 @@ def run(
     """Encodes the first `count` examples of every denoiser stage into config.data.cache; what is there is kept.
 
     Any number of processes may run this at once, on one machine or on many that see the folder: they share the work.
+    Those of one job (`hosts`) end together.
 
     Args:
       config: validated; data.cache names the folder.
@@ -189,6 +191,7 @@ def run(
     Raises:
       CacheError: the folder is of something else, or cannot be written.
       ValueError: no VAE, or no data.
+      SystemExit: 42, interrupted; the same call goes on.
     """
     made = {}
     for stage in lineage.stages(config):
@@ -227,17 +230,20 @@ def _run_stage(
     bad = reading.BadFiles(items.source, config.data.max_bad)
     start, begun = time.monotonic(), 0
     offset = jax.process_index() * len(missing) // jax.process_count()
-    for wait in (False, True):  # first what nobody works at, then what others have left
-        for number in [*missing[offset:], *missing[:offset]]:
-            with folder.claim(number, wait) as mine:
-                if not mine:
-                    continue
-                batches = pipeline.read_range(config, items, size, number * store.SHARD, store.SHARD, bad)
-                folder.write(number, _records(batches, encode, frozen, mesh, prompts))
-            begun += 1
-            rate = begun * store.SHARD / (time.monotonic() - start)
-            left = len(folder.missing()) * store.SHARD
-            progress(f"{stage}: {rate:.1f} examples/s, {left} to go, {left / rate:.0f} s")
+    line = f"{stage}: interrupted; the same command goes on with the files that are missing in {folder.path}"
+    with interrupts.apart(line, "stopping after these clips; complete files are kept", say) as stop:
+        for wait in (None, stop):  # first what nobody works at, then what others have left
+            for number in [*missing[offset:], *missing[:offset]]:
+                stop()
+                with folder.claim(number, wait) as mine:
+                    if not mine:
+                        continue
+                    batches = pipeline.read_range(config, items, size, number * store.SHARD, store.SHARD, bad)
+                    folder.write(number, _records(batches, encode, frozen, mesh, prompts, stop))
+                begun += 1
+                rate = begun * store.SHARD / (time.monotonic() - start)
+                left = len(folder.missing()) * store.SHARD
+                progress(f"{stage}: {rate:.1f} examples/s, {left} to go, {left / rate:.0f} s")
     took = time.monotonic() - start
     say(f"{stage}: {begun * store.SHARD} examples encoded in {took:.1f} s; {folder.size() / 1e6:.1f} MB in all")
     return folder.count
@@ -249,9 +255,11 @@ def _records(
     frozen: Any,
     mesh: jax.sharding.Mesh,
     prompts: _Prompts | None,
+    stop: Callable[[], None],
 ) -> Iterator[store.Element]:
-    """What is kept of each example of the batches."""
+    """What is kept of each example of the batches; `stop` is called before each batch, and may raise."""
     for batch in batches:
+        stop()
         on_device = partitioning.put_batch({"frames": batch["frames"]}, mesh)
         made = jax.device_get(encode(frozen, on_device["frames"]))
         states = prompts(batch["tokens"]) if prompts else [None] * len(batch["tokens"])

@@ -1,19 +1,26 @@
 """Being told to stop: SIGTERM (a machine is taken back) and SIGINT end a job at the next step, saved and resumable.
 
-Exit status 42 tells a watcher to start the same command again.
+Exit status 42 tells a watcher to start the same command again. Of several processes one may be told alone, and all must
+leave together. jax's preemption service has them agree on a count that is ahead of all, the most that any has asked
+for, plus one: where they work in step they count steps (`catch`), where each works by itself quarter seconds (`apart`).
 """
 
 import contextlib
+import os
 import signal
 import sys
+import time
 from typing import Any, Callable, Iterator
 
 import jax
 from jax.experimental import multihost_utils
+import numpy as np
 
+from nuwaxl_jax import leaving
 from nuwaxl_jax.training import metrics
 
-RESUME_ME = 42
+RESUME_ME = leaving.RESUME_ME
+_TICK = 0.25  # seconds
 
 
 class Interrupt:
@@ -30,13 +37,25 @@ class Interrupt:
         if self._told:
             raise SystemExit(128 + signum)
         self._told = True
-        print(f"{self._follows} (a second signal stops at once)", file=sys.stderr, flush=True)
+        line = f"{self._follows} (a second signal stops at once)"
+        try:
+            print(line, file=sys.stderr, flush=True)
+        except RuntimeError:  # the signal came while something was printed
+            os.write(2, f"{line}\n".encode())
 
     def asked(self) -> bool:
         """Whether to stop now. Every process must ask equally often: the count is what they agree on."""
         self._count += 1
         if jax.process_count() > 1:
             return bool(multihost_utils.reached_preemption_sync_point(self._count))
+        return self._told
+
+    def asked_apart(self, since: float) -> bool:
+        """`asked` of processes that are not in step: it counts ticks since `since`, however often each asks."""
+        if jax.process_count() > 1:
+            first, self._count = self._count + 1, int((time.monotonic() - since) / _TICK)
+            asked = [multihost_utils.reached_preemption_sync_point(n) for n in range(first, self._count + 1)]
+            self._told = self._told or any(asked)
         return self._told
 
     def leave_if_asked(self, where: str) -> None:
@@ -69,3 +88,39 @@ def catch(follows: str = "") -> Iterator[Interrupt]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class _Told(BaseException):
+    """Leaves work that is done `apart`."""
+
+
+@contextlib.contextmanager
+def apart(line: str, follows: str, say: Callable[[str], None] = metrics.say) -> Iterator[Callable[[], None]]:
+    """For work that keeps itself, and that each process does its share of: yields stop(), to be called often.
+
+    Where any process was told to stop, all say `line` and exit with status 42, at their next stop(); who has no work
+    left waits for the others at the end.
+
+    Args:
+      line, say: said when leaving.
+      follows: said when the signal comes.
+    """
+    several = jax.process_count() > 1
+    with catch(follows) as interrupt:
+        if several:
+            multihost_utils.sync_global_devices(line)
+        since, told = time.monotonic(), False
+
+        def stop() -> None:
+            if interrupt.asked_apart(since):
+                raise _Told
+
+        try:
+            yield stop
+        except _Told:
+            told = True
+        if several:  # some may have finished before they could be told
+            told = bool(np.any(multihost_utils.process_allgather(np.bool_(told))))
+        if told:
+            say(line)
+            raise SystemExit(RESUME_ME)

@@ -94,7 +94,7 @@ def latent_stats(config: ml_collections.ConfigDict, workdir: str) -> dict[str, n
     deviation = np.sqrt(np.maximum(square - mean**2, 1e-12))
     stats = dict(latent_shift=mean.tolist(), latent_scale=(1.0 / deviation).tolist())
     if jax.process_index() == 0:
-        files.write_json(path, dict(stats, step=step, clips=len(sums) * size))
+        files.write_json(path, dict(stats, step=step, clips=len(sums) * size), shared=True)
     metrics.say(f"{stage}: latent mean {np.round(mean, 3).tolist()}, std {np.round(deviation, 3).tolist()}")
     return {name: np.asarray(value, np.float32) for name, value in stats.items()}
 

@@ -10,7 +10,7 @@ missing, and two writers share them. A record is a CRC-32 and a msgpack of array
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import errno
 import fcntl
@@ -20,6 +20,7 @@ import os
 import pathlib
 import struct
 import threading
+import time
 from typing import Any
 import uuid
 import zlib
@@ -33,6 +34,8 @@ from nuwaxl_jax.data.cache import elements
 
 SHARD = 64  # examples a file
 HEADER = "header.json"
+
+_PAUSE = 0.1  # seconds from look to look at a lock that another holds
 
 _CRC = struct.Struct("<I")
 
@@ -96,7 +99,7 @@ class Folder:
         folder = cls(path, key, wanted)
         with _writing(path):
             path.mkdir(parents=True, exist_ok=True)
-            files.write_json(path / HEADER, dict(key=key, count=wanted))
+            files.write_json(path / HEADER, dict(key=key, count=wanted), shared=True)
         return folder
 
     @classmethod
@@ -136,14 +139,17 @@ class Folder:
         return [number for number in range(self.num_shards) if self.shard(number).name not in there]
 
     @contextlib.contextmanager
-    def claim(self, number: int, wait: bool = False) -> Iterator[bool]:
-        """True while this process alone may write a shard that is not there; `wait` for whoever writes it."""
+    def claim(self, number: int, wait: Callable[[], None] | None = None) -> Iterator[bool]:
+        """True while this process alone may write a shard that is not there.
+
+        wait: called again and again while another writes it; may raise. None: False where another does.
+        """
         path = self.path / f"{number:05d}.lock"
         with _writing(self.path):
             lock = open(path, "w", encoding="utf-8")
         with lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                _lock(lock, wait)
                 mine = not self.shard(number).exists()
                 for part in self.path.glob(f".{number:05d}.*.part"):  # of a writer that was killed
                     part.unlink(missing_ok=True)
@@ -184,6 +190,18 @@ class Folder:
     def size(self) -> int:
         """Bytes of the shards that are there."""
         return sum(os.path.getsize(self.shard(n)) for n in range(self.num_shards) if self.shard(n).exists())
+
+
+def _lock(file: Any, wait: Callable[[], None] | None) -> None:
+    """Raises BlockingIOError where another holds it, and `wait` is None."""
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if wait is None:
+                raise
+        wait()
+        time.sleep(_PAUSE)
 
 
 def _num_records(path: pathlib.Path) -> int:
