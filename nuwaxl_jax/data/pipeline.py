@@ -18,7 +18,11 @@ numbers of processes, workers or threads.
 
 from collections.abc import Iterator
 import dataclasses
+import multiprocessing
+import os
+import signal
 import sys
+import threading
 from typing import Any
 
 from absl import flags
@@ -60,6 +64,19 @@ class ProcessRows:
         return self.items[(self.first_batch + batch) * batch_size + self.process_index * self.local_batch + row]
 
 
+def _begin_worker(index: int, count: int) -> None:
+    """In a worker process: it ends with the process of the job, and not before, though signals go to a whole group."""
+    del index, count
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+    def end() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
+
+
 @dataclasses.dataclass(frozen=True)
 class ReadPlan:
     """How elements are read: by `num_threads` threads, or by `num_workers` processes, `prefetch` batches ahead."""
@@ -87,7 +104,8 @@ class ReadPlan:
             dataset = dataset.mp_prefetch(
                 grain.MultiprocessingOptions(
                     num_workers=self.num_workers, per_worker_buffer_size=max(1, ahead // self.num_workers)
-                )
+                ),
+                worker_init_fn=_begin_worker,
             )
         # Batching comes after the workers: they take items in turn, so the order is that of one process.
         return iter(dataset.batch(rows.local_batch, drop_remainder=True))

@@ -284,7 +284,7 @@ def compile_ahead(
         )
         for plan, size in zip(plans, _microbatches(microbatch, plans))
     }
-    pool = concurrent.futures.ThreadPoolExecutor(len(specs))
+    pool = concurrent.futures.ThreadPoolExecutor(max(1, len(specs)))  # of a video that is made, none is left
     futures = {level: pool.submit(program.compile_level, spec, params) for level, spec in specs.items()}
     pool.shutdown(wait=False)
     return futures
