@@ -219,8 +219,7 @@ def metadata(config, story, card, generated: Generated, seconds: dict[str, float
 
 
 def _write_video(path, networks, bundle, latents, keep: set[int], on_progress) -> dict[int, np.ndarray]:
-    """Decodes into the mp4; returns the frames whose numbers are in `keep`. Without a path nothing is written: other
-    hosts decode along, so that all are told alike when to stop."""
+    """Decodes into the mp4; returns the frames whose numbers are in `keep`."""
     kept: dict[int, np.ndarray] = {}
 
     def stream():
@@ -231,11 +230,7 @@ def _write_video(path, networks, bundle, latents, keep: set[int], on_progress) -
             first += len(frames)
             yield frames
 
-    if path is None:
-        for _ in stream():
-            pass
-    else:
-        video_io.write_mp4(path, stream(), FPS)
+    video_io.write_mp4(path, stream(), FPS)
     return kept
 
 
@@ -338,7 +333,8 @@ def _run(
     )
     mesh = partitioning.make_mesh(**config.mesh.to_dict())
     frames = _latents(config, networks, bundle, prompts, index, plans, path, redo, say)
-    stop = functools.partial(interrupt.leave, f"{path}: interrupted; the same command goes on", say)
+    leaving = f"{path}: interrupted; the same command goes on"
+    stop = functools.partial(interrupt.leave, leaving, say)
     watched = dict(progress=first, stop=stop, tracer=tracer)
     generated = generate(config, networks, bundle, prompts, index[None], mesh=mesh, frames=frames, **watched)
     sampled = time.perf_counter()
@@ -348,7 +344,7 @@ def _run(
     last = [sampled]
 
     def on_decode(done: int, total: int, seconds: float) -> None:
-        stop()
+        stop_decoding()
         if done == total or time.perf_counter() - last[0] > 3:
             last[0] = time.perf_counter()
             say(
@@ -356,7 +352,8 @@ def _run(
                 f"about {seconds * (total - done) / done:.0f} s left"
             )
 
-    kept = _write_video(path if first else None, networks, bundle, generated.latents[0], keep, on_decode)
+    with interrupts.apart(leaving, say=say, interrupt=interrupt) as stop_decoding:  # the other hosts have nothing to do
+        kept = _write_video(path, networks, bundle, generated.latents[0], keep, on_decode) if first else {}
     if not first:
         multihost_utils.sync_global_devices("the first host has written the video")
         return path

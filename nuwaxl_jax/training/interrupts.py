@@ -24,12 +24,16 @@ _TICK = 0.25  # seconds
 
 
 class Interrupt:
-    """Whether this job was told to stop; on many hosts they agree on the step."""
+    """Whether this job was told to stop; on many hosts they agree on the step.
+
+    Attributes:
+      count: the last that was asked for.
+    """
 
     def __init__(self, follows: str = "stopping after this step; a checkpoint follows"):
         self._follows = follows
         self._told = False
-        self._count = 0
+        self.count = 0
 
     def tell(self, signum: int, frame: Any) -> None:
         """A signal handler. The second signal ends the process at once."""
@@ -45,16 +49,16 @@ class Interrupt:
 
     def asked(self) -> bool:
         """Whether to stop now. Every process must ask equally often: the count is what they agree on."""
-        self._count += 1
+        self.count += 1
         if jax.process_count() > 1:
-            return bool(multihost_utils.reached_preemption_sync_point(self._count))
+            return bool(multihost_utils.reached_preemption_sync_point(self.count))
         return self._told
 
-    def asked_apart(self, since: float) -> bool:
-        """`asked` of processes that are not in step: it counts ticks since `since`, however often each asks."""
+    def asked_apart(self, count: int) -> bool:
+        """`asked` of processes that are not in step: each asks for all up to `count`, which grows with time on all."""
         if jax.process_count() > 1:
-            first, self._count = self._count + 1, int((time.monotonic() - since) / _TICK)
-            asked = [multihost_utils.reached_preemption_sync_point(n) for n in range(first, self._count + 1)]
+            first, self.count = self.count + 1, max(self.count, count)
+            asked = [multihost_utils.reached_preemption_sync_point(n) for n in range(first, self.count + 1)]
             self._told = self._told or any(asked)
         return self._told
 
@@ -95,7 +99,9 @@ class _Told(BaseException):
 
 
 @contextlib.contextmanager
-def apart(line: str, follows: str, say: Callable[[str], None] = metrics.say) -> Iterator[Callable[[], None]]:
+def apart(
+    line: str, follows: str = "", say: Callable[[str], None] = metrics.say, interrupt: Interrupt | None = None
+) -> Iterator[Callable[[], None]]:
     """For work that keeps itself, and that each process does its share of: yields stop(), to be called often.
 
     Where any process was told to stop, all say `line` and exit with status 42, at their next stop(); who has no work
@@ -104,15 +110,16 @@ def apart(line: str, follows: str, say: Callable[[str], None] = metrics.say) -> 
     Args:
       line, say: said when leaving.
       follows: said when the signal comes.
+      interrupt: that catches the signals already; None catches them here.
     """
-    several = jax.process_count() > 1
-    with catch(follows) as interrupt:
+    several, told = jax.process_count() > 1, False
+    with catch(follows) if interrupt is None else contextlib.nullcontext(interrupt) as caught:
         if several:
             multihost_utils.sync_global_devices(line)
-        since, told = time.monotonic(), False
+        since, before = time.monotonic(), caught.count
 
         def stop() -> None:
-            if interrupt.asked_apart(since):
+            if caught.asked_apart(before + int((time.monotonic() - since) / _TICK)):
                 raise _Told
 
         try:

@@ -1,4 +1,4 @@
-"""One of two processes of a training job; run by test_two_processes.py."""
+"""One of several processes of a training job; run by test_several_processes.py."""
 
 import importlib.util
 import os
@@ -10,10 +10,10 @@ import time
 import jax
 
 
-def main(index: int, port: str, workdir: str, num_steps: int, kill_at: int) -> None:
-    jax.config.update("jax_num_cpu_devices", 2)
+def main(index: int, count: int, port: str, workdir: str, num_steps: int, kill_at: int) -> None:
+    jax.config.update("jax_num_cpu_devices", 4 // count)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"localhost:{port}", 2, index)
+    jax.distributed.initialize(f"localhost:{port}", count, index)
     from nuwaxl_jax import partitioning
     from nuwaxl_jax.training import checkpoint
     from nuwaxl_jax.training import interrupts
@@ -24,12 +24,13 @@ def main(index: int, port: str, workdir: str, num_steps: int, kill_at: int) -> N
     linear = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(linear)
 
-    class Half(linear.Numbers):
+    class Share(linear.Numbers):
         """This process's rows of the same global batches."""
 
         def __next__(self):
             batch = super().__next__()
-            return {name: value[4 * index : 4 * (index + 1)] for name, value in batch.items()}
+            rows = slice(index * len(batch["x"]) // count, (index + 1) * len(batch["x"]) // count)
+            return {name: value[rows] for name, value in batch.items()}
 
     def kill(stage, state, frozen, step):
         del stage, state, frozen
@@ -42,7 +43,7 @@ def main(index: int, port: str, workdir: str, num_steps: int, kill_at: int) -> N
         state = loop.run_stage(
             linear.LinearTask(),
             {"scale": 1.0},
-            Half(),
+            Share(),
             linear.settings(num_steps=num_steps, eval_every=1),
             os.path.join(workdir, "linear"),
             mesh=partitioning.make_mesh(fsdp=2),
@@ -56,4 +57,4 @@ def main(index: int, port: str, workdir: str, num_steps: int, kill_at: int) -> N
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5]), int(sys.argv[6]))
