@@ -230,7 +230,7 @@ def _write_video(path, networks, bundle, latents, keep: set[int], on_progress) -
             first += len(frames)
             yield frames
 
-    video_io.write_mp4(path, stream(), FPS)
+    video_io.write_mp4(path, stream(), FPS, fragmented=True)
     return kept
 
 
