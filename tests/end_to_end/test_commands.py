@@ -4,8 +4,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
-import signal
 import subprocess
 import sys
 
@@ -82,28 +80,12 @@ def test_export_and_sampling_from_the_file_give_the_same_video(workdir, tmp_path
 
 
 @pytest.mark.slow
-def test_sampling_told_to_stop_goes_on_to_the_same_video_and_redo_makes_another(workdir, tmp_path):
+def test_redo_makes_another_video(workdir, tmp_path):
     command = ("--mode=sample", f"--workdir={tmp_path}", f"--story={workdir}/story.txt")
     command = (*command, f"--weights={tmp_path}/w.safetensors", "--config.sampler.temperature=(1.0, 1.0, 0.0)")
     assert _command("--mode=export", f"--workdir={workdir}", command[3]).returncode == 0
-    process = subprocess.Popen(
-        [sys.executable, "-m", "nuwaxl_jax.main", *command, "--config.hierarchy.chunk=1"],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=dict(os.environ, PYTHONWARNINGS="ignore"),
-    )
-    assert any("compiling" in line for line in process.stderr)
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate()[1]
-    assert process.returncode == 42 and "interrupted; the same command goes on" in said
-    assert not (tmp_path / "story.mp4").exists()
-    done = _command(*command)
-    assert done.returncode == 0 and "segments made before, by level: 1 of 1" in done.stderr, done.stderr[-2000:]
-    resumed = (tmp_path / "story.mp4").read_bytes()
-    shutil.rmtree(tmp_path / "story.latents")
     assert _command(*command).returncode == 0
-    assert (tmp_path / "story.mp4").read_bytes() == resumed
+    first = (tmp_path / "story.mp4").read_bytes()
     refused = _command(*command, "--redo=2.0")
     assert refused.returncode == 2 and "sampler.temperature is 0 at level 2" in refused.stderr
     [latents] = (tmp_path / "story.latents").glob("*/latents.npy")
@@ -111,7 +93,7 @@ def test_sampling_told_to_stop_goes_on_to_the_same_video_and_redo_makes_another(
     done = _command(*command, "--redo=1.2")
     assert done.returncode == 0 and "--redo=1.2: 4 segments are made again" in done.stderr, done.stderr[-2000:]
     changed = (np.load(latents) != before).any(axis=(0, 2, 3, 4))
-    assert np.flatnonzero(changed).tolist() == list(range(19, 27)) and (tmp_path / "story.mp4").read_bytes() != resumed
+    assert np.flatnonzero(changed).tolist() == list(range(19, 27)) and (tmp_path / "story.mp4").read_bytes() != first
 
 
 def test_sliding_window_by_flag_and_another_handover_than_trained_is_refused(workdir):
@@ -124,7 +106,7 @@ def test_sliding_window_by_flag_and_another_handover_than_trained_is_refused(wor
 
 
 @pytest.mark.slow
-def test_evaluation_goes_on_where_it_stopped(workdir):
+def test_evaluation_writes_its_record_and_pictures(workdir):
     evaluate = ("--mode=eval", f"--workdir={workdir}", "--stories=1")
     done = _command(*evaluate)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -136,15 +118,6 @@ def test_evaluation_goes_on_where_it_stopped(workdir):
     assert ways["vae_ceiling"]["psnr"] < 30 and ways["nuwa_xl"]["cost"]["serial_denoiser_calls"] > 0
     for name in ("curves.png", "story0.png"):
         assert (workdir / "eval" / name).read_bytes().startswith(b"\x89PNG")
-    # One result is lost: it alone is made again, and alike.
-    [lost] = (workdir / "eval" / "scores").glob("*/nuwa_xl_0000.json")
-    lost.unlink()
-    again = _command(*evaluate)
-    assert again.returncode == 0 and again.stderr.count(", story ") == 1, again.stderr[-2000:]
-    assert (
-        json.loads((workdir / "eval" / "eval.json").read_text())["stories"]["nuwa_xl"]["stories"]
-        == ways["nuwa_xl"]["stories"]
-    )
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from nuwaxl_jax import networks as networks_lib
+from nuwaxl_jax import video_io
 from nuwaxl_jax import weights
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -168,3 +169,32 @@ def test_told_to_stop_in_each_phase_goes_on_to_the_same_end(folder, undisturbed,
         assert left(target) == pytest.approx(undisturbed(name), rel=0 if count == 1 else 1e-5)
     else:
         assert left(target) == undisturbed(name)
+
+
+_PROGRAM = """#!/bin/sh
+if [ -e told ]; then while read path; do echo a cat sits; done; exit; fi
+touch told
+kill -TERM $PPID
+exec sleep 60
+"""
+
+
+def test_captioning_told_to_stop_ends_its_program_and_goes_on(tmp_path, monkeypatch):
+    (tmp_path / "videos").mkdir()
+    video_io.write_mp4(tmp_path / "videos" / "a.mp4", [np.zeros((20, 32, 32, 3), np.uint8)], 10)
+    (tmp_path / "program").write_text(_PROGRAM)
+    (tmp_path / "program").chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    data = ["--caption=command", f"--program={tmp_path}/program", f"--config.data.path={tmp_path}/videos"]
+    command = ["--mode=data", *data, f"--out={tmp_path}/c.jsonl"]
+    [(status, said)] = _launch("none", command, 1)
+    assert (status, said.strip()) == (42, "nuwaxl_jax: interrupted; the same command goes on")
+    [(status, said)] = _launch("none", command, 1)
+    assert status == 0 and "a cat sits" in (tmp_path / "c.jsonl").read_text(), said
+
+
+@pytest.mark.parametrize("command", [["--check"], ["--prepare", "--out=set"]])
+def test_data_commands_told_to_stop_say_so_in_one_line(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    [(status, said)] = _launch("reading", ["--mode=data", *command, f"--config.data.path={tmp_path}"], 1)
+    assert (status, said.strip()) == (42, "nuwaxl_jax: interrupted; the same command goes on")
