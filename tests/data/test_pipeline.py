@@ -3,6 +3,9 @@
 import dataclasses
 import itertools
 import json
+import multiprocessing
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -254,8 +257,15 @@ def test_worker_processes_do_not_matter():
     config = tiny_config(frame_size=16, episode_frames=64, num_episodes=50)
     expected, _ = batches(7, config, source=None)
     config.data.num_workers = 2
-    got, state = batches(4, config, source=None)
-    assert_same(got, expected[:4])
+    iterator = pipeline.make_iterator(config, "train", "denoiser", seed=0)
+    got = [next(iterator)]
+    for worker in multiprocessing.active_children():  # as when a whole group of processes is told to stop
+        os.kill(worker.pid, signal.SIGTERM)
+    got += [next(iterator) for _ in range(3)]
+    state = iterator.get_state()
+    got += [next(iterator) for _ in range(3)]
+    iterator.close()
+    assert_same(got, expected)
     assert_same(batches(3, config, source=None, state=state)[0], expected[4:])
     config.data.num_workers = 0  # saved with two, resumed with none
     assert_same(batches(3, config, source=None, state=state)[0], expected[4:])
