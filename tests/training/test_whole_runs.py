@@ -1,61 +1,24 @@
-"""The real stages of the tiny preset: alike on one and on eight devices, and resumed to the same bytes."""
+"""The real stages of the tiny preset, stopped within each and resumed, make the same bytes."""
 
 import jax
 import numpy as np
 import pytest
 
 from nuwaxl_jax import config as config_lib
-from nuwaxl_jax import partitioning
 from nuwaxl_jax.training import checkpoint
 from nuwaxl_jax.training import interrupts
 from nuwaxl_jax.training import loop
-from nuwaxl_jax.training import metrics
-from nuwaxl_jax.training import state as state_lib
-from nuwaxl_jax.training import steps
-from nuwaxl_jax.training import tasks
 
 
 @pytest.fixture
 def eight(toons_presets):
-    """The tiny preset with batches that eight devices share."""
+    """The tiny preset, one level less, with batches that eight devices share."""
     config = toons_presets.get_config("tiny")
+    config.vae.channel_mults = (1,)
+    config.unet.update(channel_mults=(1,), prompt_levels=(True,))
     for stage in config.train.stages:
         config.train[stage].batch_size = 8
     return config
-
-
-@pytest.mark.slow
-def test_the_real_denoiser_trains_alike_on_one_and_eight_devices(toons_presets):
-    config = toons_presets.get_config("tiny")
-    task = tasks.build(config, "denoiser")
-    optimizer, _ = loop.optimizer_of(config.train.denoiser)
-    rng = np.random.default_rng(0)
-    batch = {
-        "frames": rng.integers(0, 256, (8, 4, 16, 16, 3), dtype=np.uint8),
-        "tokens": rng.integers(3, 60, (8, 4, 20)).astype(np.int32),
-        "level": np.arange(8, dtype=np.int32) % 3,
-    }
-    frozen = {
-        "vae": jax.jit(task.networks.init_vae)(jax.random.key(1)),
-        "latent_shift": np.zeros(4, np.float32),
-        "latent_scale": np.ones(4, np.float32),
-    }
-    params = jax.device_get(jax.jit(task.init)(jax.random.key(2)))
-    results = []
-    for devices, sizes in ((1, {}), (8, {}), (8, dict(fsdp=4, model=2))):
-        mesh = partitioning.make_mesh(**sizes, devices=jax.devices()[:devices])
-        state = state_lib.create(task, optimizer, jax.random.key(0), mesh, params=params, min_size=256)
-        on_mesh = jax.device_put(frozen, partitioning.replicate(mesh))
-        step = steps.make_train_step(task, optimizer, ema_limit=0.9, mesh=mesh, state=state, frozen=on_mesh)
-        total = None
-        for _ in range(2):
-            state, values = step(state, on_mesh, partitioning.put_batch(batch, mesh), np.uint32(5))
-            total = values if total is None else metrics.merge(total, values)
-        results.append(metrics.to_host(total)[0])
-    sharded = [leaf for leaf in jax.tree.leaves(state.params) if not leaf.sharding.is_fully_replicated]
-    assert len(sharded) > 20
-    for other in results[1:]:
-        assert other == pytest.approx(results[0], rel=1e-5)
 
 
 @pytest.mark.slow
