@@ -2,9 +2,10 @@
 
     python experiments/memory/run.py [--frames=226,3376,50626]
 
-Each row is one run of `--mode=sample` with the shipped weights and one denoiser step a segment (`sampler.steps`: the
-number of steps changes no array's size), in a process of its own, watched every 50 ms. Finished rows are kept in
-results.json beside this file; `--again` makes them anew.
+Each row is one run of `--mode=sample` in a process of its own, watched every 50 ms. The networks are those of
+configs/toons.py:tiny with segments of 16 frames and four levels (50,626 frames need them), as initialised, and a segment
+takes one denoiser step: what could grow with the video is large beside them. Finished rows are kept in results.json beside this file; `--again` makes
+them anew.
 """
 
 from __future__ import annotations
@@ -20,8 +21,16 @@ import sys
 import tempfile
 import time
 
+import jax
+import numpy as np
+
 from nuwaxl_jax import files
+from nuwaxl_jax import networks as networks_lib
 from nuwaxl_jax import video_io
+from nuwaxl_jax import weights
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+from configs import toons  # noqa: E402
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -36,13 +45,32 @@ def _resident(pid: int) -> tuple[float, float]:
     return (kib.get("RssAnon", 0) + kib.get("RssShmem", 0)) / 1024, kib.get("RssFile", 0) / 1024
 
 
-def measure(frames: int) -> dict[str, float]:
+def make_weights(path: pathlib.Path) -> None:
+    """A model of depth 4, as initialised."""
+    config = toons.get_config("tiny")
+    config.hierarchy.update(depth=4, segment_length=16, chunk=45, microbatch=5)
+    for stage in ("vae", "denoiser"):
+        config.train[stage].clip_length = 16
+    sampler = {name: (*value, value[-1]) for name, value in config.sampler.items() if isinstance(value, tuple)}
+    config.sampler.update(sampler | dict(steps=(1, 1, 1, 1)))
+    config.data.level_weights = (*config.data.level_weights, 1.0)
+    config.unet.condition_fill = (*config.unet.condition_fill, config.unet.condition_fill[-1])
+    config.data.episode_frames = 50_626
+    config.diffusion.line_std = (*config.diffusion.line_std, config.diffusion.line_std[-1])
+    networks, key = networks_lib.build(config), jax.random.key(0)
+    channels = networks.latent_shape[-1]
+    scale = dict(latent_shift=np.zeros(channels, np.float32), latent_scale=np.ones(channels, np.float32))
+    vae, denoiser = jax.jit(networks.init_vae)(key), jax.jit(networks.init_denoiser)(key)
+    weights.save(path, dict(scale, vae=vae, denoisers=(denoiser,)), config, {"note": "as initialised"})
+
+
+def measure(frames: int, model: pathlib.Path) -> dict[str, float]:
     """One run."""
     with tempfile.TemporaryDirectory() as folder:
-        flags = ["--mode=sample", f"--story={STORY}", f"--workdir={folder}", "--weights=shipped", f"--frames={frames}"]
+        flags = ["--mode=sample", f"--story={STORY}", f"--workdir={folder}", f"--weights={model}", f"--frames={frames}"]
         # No program from an earlier run: compiling is a part of what a first run needs.
         environment = dict(os.environ, NUWAXL_CACHE="off", JAX_PLATFORMS="cpu")
-        command = [sys.executable, "-m", "nuwaxl_jax.main", *flags, "--config.sampler.steps=(1,1,1)"]
+        command = [sys.executable, "-m", "nuwaxl_jax.main", *flags]
         start, private, mapped = time.monotonic(), [0.0], [0.0]
         with open(os.path.join(folder, "log"), "w+") as log:
             child = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
@@ -87,9 +115,11 @@ def main() -> None:
     parser.add_argument("--again", action="store_true")
     arguments = parser.parse_args()
     record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
+    model = pathlib.Path(tempfile.mkdtemp()) / "depth4.safetensors"
+    make_weights(model)
     for frames in map(int, arguments.frames.split(",")):
         if str(frames) not in record["rows"] or arguments.again:
-            record["rows"][str(frames)] = measure(frames)
+            record["rows"][str(frames)] = measure(frames, model)
             record["machine"] = dict(cores=os.cpu_count(), python=platform.python_version())
             files.write_json(RESULTS, record)
             print(json.dumps(record["rows"][str(frames)]), flush=True)

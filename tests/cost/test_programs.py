@@ -23,6 +23,7 @@ FIELDS = ("argument", "output", "alias", "temp")
 @pytest.fixture
 def tiny(toons_presets):
     config = toons_presets.get_config("tiny")
+    config.update_from_flattened_dict(toons_presets.ONE_LEVEL)
     config.mesh.update(data=4, fsdp=2)
     config.train.stages = ("image_vae", "denoiser")
     config.train.denoiser.pretrained_lr_ratio = 1.0  # no image_denoiser here that would have trained its layers

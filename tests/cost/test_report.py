@@ -22,6 +22,7 @@ Program hbm requirement 21.95G:
 @pytest.fixture
 def tiny(toons_presets):
     config = toons_presets.get_config("tiny")
+    config.update_from_flattened_dict(toons_presets.ONE_LEVEL)
     for stage in ("image_vae", "vae", "image_denoiser", "denoiser"):
         config.train[stage].batch_size = 16
     config.unet.remat = "none"

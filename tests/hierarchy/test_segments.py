@@ -26,6 +26,7 @@ def _speaking(tree, seed):
 @pytest.fixture(scope="module")
 def world(toons_presets):
     config = toons_presets.get_config("tiny")
+    config.update_from_flattened_dict(toons_presets.ONE_LEVEL)
     networks = networks_lib.build(config)
     bundle = dict(
         vae=_speaking(jax.jit(networks.init_vae)(jax.random.key(0)), 0),

@@ -30,6 +30,7 @@ def start(toons_presets, tmp_path_factory):
     """(config that starts from a weight file and is cached, its networks, the file's bundle)."""
     folder = tmp_path_factory.mktemp("cache")
     config = toons_presets.get_config("tiny")
+    config.update_from_flattened_dict(toons_presets.ONE_LEVEL)
     networks = networks_lib.build(config)
     vae_key, key = jax.random.split(jax.random.key(0))
     bundle = dict(
@@ -93,7 +94,7 @@ def test_batches_are_those_of_live_encoding(start, filled):
 def test_images_are_encoded_as_clips_of_one_frame(start, filled):
     config, networks, bundle = start
     live, kept = next(_both(config, filled, "image_denoiser"))
-    assert kept["moments"].shape == (4, 2, 8, 8, 8) and "text" not in kept  # the image stage trains its text encoder
+    assert kept["moments"].shape == (4, 2, 16, 16, 8) and "text" not in kept  # the image stage trains its text encoder
     images = networks_lib.to_float(jnp.asarray(live["frames"])).reshape(8, 1, 16, 16, 3)
     moments = latents.moments(networks, {"vae": bundle["vae"]}, images)
     np.testing.assert_allclose(kept["moments"].reshape(8, 1, 8, 8, 8), moments, rtol=1e-5, atol=1e-5)
@@ -190,6 +191,7 @@ def test_the_command_killed_at_random_moments_goes_on(toons_presets, start, tmp_
         *(sys.executable, "-m", "nuwaxl_jax.main", "--mode=data", "--cache", "--items=640", f"--workdir={tmp_path}"),
         *(f"--config={toons_presets.__file__}:tiny", f"--config.data.cache={cache}"),
         *(f"--config.train.init_from={config.train.init_from}", "--config.train.stages=('denoiser',)"),
+        *(f"--config.{name}={value}" for name, value in toons_presets.ONE_LEVEL.items()),
     ]
     rng, there = random.Random(1), set()
     for _ in range(10):

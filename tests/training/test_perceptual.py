@@ -35,6 +35,7 @@ def file(tmp_path_factory):
 @pytest.fixture
 def config(toons_presets):
     config = toons_presets.get_config("tiny")
+    config.update_from_flattened_dict(toons_presets.ONE_LEVEL)
     config.vae.perceptual_weight = 1.0
     config.train.stages = ("image_vae",)
     config.train.image_vae.update(num_steps=1, log_every=1, batch_size=8)

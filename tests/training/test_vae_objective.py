@@ -310,6 +310,7 @@ def test_a_run_with_a_discriminator_resumes_to_the_same_bytes(linear, tmp_path):
 def _whole(toons_presets):
     """The tiny preset with all of the objective, but for the weights of LPIPS."""
     config = toons_presets.get_config("tiny")
+    config.update_from_flattened_dict(toons_presets.ONE_LEVEL)
     config.vae.update(perceptual_weight=1.0, logvar="learned")
     config.vae.update(gan_weight=0.5, gan_start=(1, 3), gan_channels=4, gan_layers=2)
     return config_lib.validate_training(config)
