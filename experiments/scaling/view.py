@@ -62,11 +62,14 @@ def predicted_table(predicted: dict[str, dict], order: Iterable[str]) -> str:
 
 def measured_table(measured: dict[str, dict]) -> str:
     """Markdown."""
-    lines = ["| program | virtual devices | measured | against one |", "|---|---|---|---|"]
+    lines = ["| program | virtual devices | clips or places a call | measured | against one |", "|---|---|---|---|---|"]
     for label, row in measured.items():
         one = measured.get(f"{label.rpartition('/')[0]}/1", row)["seconds"]
+        settings = row["settings"]
+        size = settings.get("batch_size") or settings["segments_a_call"]
         lines.append(
-            f"| {label.rpartition('/')[0]} | {row['devices']} | {row['seconds']:.3g} s | {row['seconds'] / one:.2f} |"
+            f"| {label.rpartition('/')[0]} | {row['devices']} | {size} | {row['seconds']:.3g} s "
+            f"| {row['seconds'] / one:.2f} |"
         )
     return "\n".join(lines)
 
@@ -117,7 +120,7 @@ def write(record: dict[str, dict[str, dict]], order: tuple[str, ...], folder: pa
         (
             "**Predicted, a bound, not measured** (v5e, published peaks):",
             predicted_table(record["predicted"], order),
-            "**Measured on virtual CPU devices, 2 cores: shows overhead, not speed-up** (medians, the same batch):",
+            "**Measured on virtual CPU devices, 2 cores: shows overhead, not speed-up** (medians):",
             measured_table(record["measured"]),
         )
     )
