@@ -5,8 +5,8 @@ Axes, always all three, size 1 where unused:
     data   the batch of training, the segments and videos of sampling
     fsdp   the batch too, and one dimension of every large parameter (and of its moments and EMA)
     model  tensor parallelism: the columns of the projections into attention and feed-forward layers, and the rows of
-           the projections out of them; a feed-forward layer needs one all-reduce, attention exchanges parts of its joint
-           projection too (queries, keys and values lie in one kernel)
+           the projections out of them; a feed-forward layer needs one all-reduce, attention exchanges parts of its
+           joint projection too (queries, keys and values lie in one kernel)
 
 Axes are of type Auto: linen fails under Explicit ones. A dimension that an axis does not divide is never sharded
 over it: XLA would replicate it silently, so the choice is made here, where tests can see it.

@@ -26,6 +26,7 @@ from nuwaxl_jax import files
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 TABLE = HERE / "table.json"
+_MARKS = ("<!-- table -->", "<!-- end of table -->")  # in README.md, what lies between is written by this program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +199,12 @@ def main() -> None:
             record["rows"][row.kind] = measure(row)
             record["machine"] = dict(cores=os.cpu_count(), python=platform.python_version())
             files.write_json(TABLE, record)
-    print(table(record["rows"]))
+    text = table(record["rows"])
+    readme = HERE / "README.md"
+    before, _, rest = readme.read_text().partition(_MARKS[0])
+    rest = rest.partition(_MARKS[1])[2]
+    files.write_bytes(readme, f"{before}{_MARKS[0]}\n{text}\n{_MARKS[1]}{rest}".encode())
+    print(text)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python experiments/memory/run.py [--frames=226,3376,50626]
 
 Each row is one run of `--mode=sample` in a process of its own, watched every 50 ms. The networks are those of
-configs/toons.py:tiny with segments of 16 frames and four levels (50,626 frames need them), as initialised, and a segment
-takes one denoiser step: what could grow with the video is large beside them. Finished rows are kept in results.json beside this file; `--again` makes
-them anew.
+configs/toons.py:tiny with segments of 16 frames and four levels (50,626 frames need them), as initialised, and a
+segment takes one denoiser step: what could grow with the video is large beside them. Finished rows are kept in
+results.json beside this file; `--again` makes them anew.
 """
 
 from __future__ import annotations

@@ -85,6 +85,24 @@ class LevelSpec:
         return self.rounds * self.batch
 
 
+def idle_devices(items: int, devices: int, microbatch: int) -> str:
+    """Why devices only repeat a segment that another makes, and the mend; '' where no setting would fill more of them.
+
+    Args:
+      items: segments of a level, of all videos.
+      devices: that segments are spread over.
+      microbatch: segments a device makes at a time.
+    """
+    used, smaller = -(-items // microbatch), max(1, items // devices)
+    if used >= devices or smaller >= microbatch:
+        return ""
+    could = min(devices, -(-items // smaller))
+    return (
+        f"{items} segments, {microbatch} at a time on a device, fill {used} of {devices} devices, others repeat one; "
+        f"--config.hierarchy.microbatch={smaller} fills {could} (bits are equal between equal microbatches alone)"
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class CompiledLevel:
     """A level's executable and the seconds it took to compile."""

@@ -40,6 +40,7 @@ from nuwaxl_jax.hierarchy import frames as frames_lib
 from nuwaxl_jax.hierarchy import generate as generate_lib
 from nuwaxl_jax.hierarchy import keeping
 from nuwaxl_jax.hierarchy import plan as plan_lib
+from nuwaxl_jax.hierarchy import program as program_lib
 from nuwaxl_jax.hierarchy import segments as segments_lib
 from nuwaxl_jax.hierarchy import story as story_lib
 from nuwaxl_jax.hierarchy import storyboard
@@ -137,6 +138,8 @@ def generate(
     sample_segments = segments_lib.sampler_of(config, networks)
     calls = [segments_lib.denoiser_calls(config, p.network_level) for p in plans]
     line = Progress(plans, calls, videos) if progress else lambda *_: None
+    if progress and mesh is not None:
+        _explain(config, plans, videos, mesh)
 
     finished = itertools.count(1)
 
@@ -184,6 +187,16 @@ def generate(
         )
         serial = sum(t["rounds"] * c for t, c in zip(result.timings, calls))
     return Generated(result.latents, plans, result.timings, serial)
+
+
+def _explain(config: ml_collections.ConfigDict, plans: Sequence[plan_lib.LevelPlan], videos: int, mesh: Any) -> None:
+    """Says of the largest level where it leaves devices without segments of their own."""
+    largest = max(plans, key=lambda plan: plan.num_segments)
+    if config.hierarchy.strategy != "autoregressive":
+        size = min(config.hierarchy.microbatch, largest.num_segments)
+        idle = program_lib.idle_devices(videos * largest.num_segments, program_lib.segment_shards(mesh), size)
+        if idle:
+            print(f"level {largest.level}: {idle}", file=sys.stderr, flush=True)
 
 
 def _versions() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Levels of segments: the same bits however they are cut, borders shared, nothing crosses a segment."""
 
 import collections
+import re
 
 import jax
 import jax.numpy as jnp
@@ -260,6 +261,22 @@ def test_a_second_run_compiles_nothing(params):
             counted, params, plan_lib.make_plan(50, LENGTH), jax.random.key(seed), prompts(1, 50), LATENT, microbatch=2
         )
     assert len(traces) == 2
+
+
+@pytest.mark.parametrize(
+    "items, devices, microbatch, said",
+    [
+        (225, 256, 5, "fill 45 of 256 devices.*microbatch=1 fills 225"),
+        (225, 64, 5, "fill 45 of 64 devices.*microbatch=3 fills 64"),
+        (225, 45, 5, None),  # all have some
+        (225, 2, 5, None),
+        (1, 256, 1, None),  # nothing can be shared out
+        (15, 256, 1, None),
+    ],
+)
+def test_devices_without_segments_of_their_own_are_explained(items, devices, microbatch, said):
+    line = program.idle_devices(items, devices, microbatch)
+    assert re.search(said, line) if said else line == ""
 
 
 def test_microbatch_per_level(params):
