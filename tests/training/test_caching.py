@@ -97,7 +97,7 @@ def test_images_are_encoded_as_clips_of_one_frame(start, filled):
     assert kept["moments"].shape == (4, 2, 16, 16, 8) and "text" not in kept  # the image stage trains its text encoder
     images = networks_lib.to_float(jnp.asarray(live["frames"])).reshape(8, 1, 16, 16, 3)
     moments = latents.moments(networks, {"vae": bundle["vae"]}, images)
-    np.testing.assert_allclose(kept["moments"].reshape(8, 1, 8, 8, 8), moments, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(kept["moments"].reshape(8, 1, 16, 16, 8), moments, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("count", [2, 4])
