@@ -157,7 +157,7 @@ def _cases(row: Row) -> list[ElementTree.Element]:
     named = [test.split("::") for test in row.tests if "::" in test]
     cases = _run(*whole) if whole else []
     if named:
-        names = " or ".join(sorted({name.split("[")[0] for _, name in named}))
+        names = " or ".join(sorted({f"({name.replace('[', ' and ')})" for _, name in named}))
         found = _run(*sorted({path for path, _ in named}), "-k", names)
         cases += [case for case in found if any(case.get("name").startswith(name) for _, name in named)]
     return cases

@@ -141,16 +141,7 @@ def generate(
     if progress and mesh is not None:
         _explain(config, plans, videos, mesh)
 
-    finished = itertools.count(1)
-
-    def report(*done: Any) -> None:
-        line(*done)
-        number = next(finished)
-        if said := tracer.after(number):
-            print(said, file=sys.stderr)
-        tracer.before(number + 1)
-        stop()
-
+    report = _reporter(line, tracer, stop)
     shared = level_arguments(config, networks, plans) | dict(mesh=mesh)
     if tree.strategy == "autoregressive":
         tracer.before(1)
@@ -187,6 +178,21 @@ def generate(
         )
         serial = sum(t["rounds"] * c for t, c in zip(result.timings, calls))
     return Generated(result.latents, plans, result.timings, serial)
+
+
+def _reporter(line: Callable[..., None], tracer: profiling.Tracer, stop: Callable[[], None]) -> Callable[..., None]:
+    """What is to be called after each device call."""
+    finished = itertools.count(1)
+
+    def report(*done: Any) -> None:
+        line(*done)
+        number = next(finished)
+        if said := tracer.after(number):
+            print(said, file=sys.stderr)
+        tracer.before(number + 1)
+        stop()
+
+    return report
 
 
 def _explain(config: ml_collections.ConfigDict, plans: Sequence[plan_lib.LevelPlan], videos: int, mesh: Any) -> None:

@@ -129,7 +129,6 @@ def run_stage(
       FloatingPointError: a loss that is not finite.
       ValueError: a batch that the mesh does not divide.
     """
-    last = settings.num_steps
     partitioning.batch_size_divides(
         mesh, settings.batch_size // settings.accumulate, f"train.{task.stage}.batch_size / accumulate"
     )
@@ -149,63 +148,96 @@ def run_stage(
         interrupt.leave_if_asked(task.stage)
         compiled, flops = _compile(task, optimizer, schedule, settings, mesh, state, frozen, batches, watch.peak_flops)
         seed_array = jax.device_put(np.uint32(seed), partitioning.replicate(mesh))
-        skipped = dict(max_skipped=settings.get("max_skipped", 0), record=os.path.join(directory, "skipped.jsonl"))
         sizes = dict(examples=settings.batch_size, flops=flops, peak=watch.peak_flops, devices=mesh.size)
         rates = functools.partial(health.rates, **sizes)
-        log = progress.Log(task.stage, last, writer, step, **skipped, clock=clock, rates=rates)
-        measured = retention.SinceLastSave(step)
-        if unwritten:
-            log.resume(unwritten["interval"])
-            measured.resume(unwritten["measured"])
+        skipped = dict(max_skipped=settings.get("max_skipped", 0), record=os.path.join(directory, "skipped.jsonl"))
+        log = progress.Log(task.stage, settings.num_steps, writer, step, **skipped, clock=clock, rates=rates)
         tracer = profiling.Tracer(watch.profile, os.path.join(directory, "profile"))
         stack.callback(tracer.close)
+        hooks = functools.partial(_call_hooks, hooks or {}, writer, settings, task.stage)
+        it = _Stage(task.stage, settings, config, hooks, interrupt, saver, clock, log, tracer, batches)
+        if unwritten:
+            it.resume(unwritten)
         clock.begin(step)
-        first, values = step, None
+        return _steps(it, compiled, state, frozen, seed_array)
 
-        while step < last:
-            tracer.before(step - first + 1)
-            clock.reading(batches.read, lambda: health.is_idle(values))  # nothing, if the next one is ready
-            batch, episodes = batches.take()
-            state, values = compiled(state, frozen, batch, seed_array)
-            step += 1
-            log.add(step, values, episodes)
-            saving = _due(step, settings.checkpoint_every, last)
-            if step < last and not saving:
-                clock.reading(batches.read, lambda: health.is_idle(values))  # while the device works
-            saver.check()
-            _say_if(tracer.after(step - first, values))
-            if _due(step, settings.log_every, last):
-                measured.line(step, log.write(step))
-            stop = interrupt.asked() and step < last
-            if saving or stop:
-                with clock.spent("save"):
-                    means = measured.saved(step, log.check())  # raises: never a state that is not finite
-                    gathered = dict(interval=log.state(), measured=measured.state())
-                    saver.save(state, data=batches.position, config=config, measured=means, log=gathered)
-                    log.forgive()
-            if not stop:
-                with clock.spent("eval"):
-                    saver.note(step, _call_hooks(hooks or {}, writer, settings, task.stage, state, frozen, step))
-            else:
-                _leave(saver, task.stage, step, clock)
-        with clock.spent("save"):
-            saver.wait()
-        clock.write(step)
-        return state
+
+class _Stage:
+    """What the steps of a stage work with beside arrays."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: ml_collections.ConfigDict,
+        config: dict[str, Any],
+        hooks: Callable[..., Mapping[str, float]],
+        interrupt: interrupts.Interrupt,
+        saver: checkpoint.Checkpointer,
+        clock: health.Clock,
+        log: progress.Log,
+        tracer: profiling.Tracer,
+        batches: feed.Batches,
+    ):
+        self.name, self.settings, self.config, self.hooks, self.interrupt = name, settings, config, hooks, interrupt
+        self.saver, self.clock, self.log, self.tracer, self.batches = saver, clock, log, tracer, batches
+        self.measured = retention.SinceLastSave(log.began)
+
+    def resume(self, unwritten: dict[str, Any]) -> None:
+        """Goes on with what the log had gathered when the checkpoint was saved."""
+        self.log.resume(unwritten["interval"])
+        self.measured.resume(unwritten["measured"])
+
+    def save(self, state: state_lib.TrainState, step: int) -> None:
+        """Starts a checkpoint, of a good state alone: raises where too many steps were skipped."""
+        with self.clock.spent("save"):
+            means = self.measured.saved(step, self.log.check())
+            gathered = dict(interval=self.log.state(), measured=self.measured.state())
+            self.saver.save(state, data=self.batches.position, config=self.config, measured=means, log=gathered)
+            self.log.forgive()
+
+    def wait(self, step: int) -> None:
+        """Returns when all is on disk."""
+        with self.clock.spent("save"):
+            self.saver.wait()
+        self.clock.write(step)
+
+
+def _steps(
+    it: _Stage, compiled: Callable[..., Any], state: state_lib.TrainState, frozen: Any, seed: jax.Array
+) -> state_lib.TrainState:
+    """Steps until the last; the state after it."""
+    first = step = it.log.began
+    last, values = it.settings.num_steps, None
+    while step < last:
+        it.tracer.before(step - first + 1)
+        it.clock.reading(it.batches.read, lambda: health.is_idle(values))  # nothing, if the next one is ready
+        batch, episodes = it.batches.take()
+        state, values = compiled(state, frozen, batch, seed)
+        step += 1
+        it.log.add(step, values, episodes)
+        saving = _due(step, it.settings.checkpoint_every, last)
+        if step < last and not saving:
+            it.clock.reading(it.batches.read, lambda: health.is_idle(values))  # while the device works
+        it.saver.check()
+        _say_if(it.tracer.after(step - first, values))
+        if _due(step, it.settings.log_every, last):
+            it.measured.line(step, it.log.write(step))
+        stop = it.interrupt.asked() and step < last
+        if saving or stop:
+            it.save(state, step)
+        if stop:
+            it.wait(step)
+            metrics.say(f"{it.name}: interrupted at step {step}; saved; the same command resumes")
+            raise SystemExit(interrupts.RESUME_ME)
+        with it.clock.spent("eval"):
+            it.saver.note(step, it.hooks(state, frozen, step))
+    it.wait(step)
+    return state
 
 
 def _say_if(line: str) -> None:
     if line:
         metrics.say(line)
-
-
-def _leave(saver: checkpoint.Checkpointer, stage: str, step: int, clock: health.Clock) -> None:
-    """Exits with status 42 when what was asked to be saved is saved."""
-    with clock.spent("save"):
-        saver.wait()
-    clock.write(step)
-    metrics.say(f"{stage}: interrupted at step {step}; saved; the same command resumes")
-    raise SystemExit(interrupts.RESUME_ME)
 
 
 def _call_hooks(

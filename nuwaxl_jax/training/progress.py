@@ -36,7 +36,7 @@ class Log:
         clock: health.Clock,
         rates: Callable[[int, dict[str, float]], dict[str, float]],
     ):
-        """Begins at `step`.
+        """Begins at `step`, kept as `began`.
 
         Args:
           stage, num_steps: named in the lines.
@@ -54,6 +54,7 @@ class Log:
         self._values: dict[str, Any] | None = None
         self._episodes: dict[int, Any] = {}
         self._clock, self._rates = clock, rates
+        self.began = step
         self._since, self._before = step, clock.read()
 
     def add(self, step: int, values: dict[str, Any], episodes: Any) -> None:

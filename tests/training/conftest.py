@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from nuwaxl_jax.training import checkpoint
+from nuwaxl_jax.training import interrupts
 from nuwaxl_jax.training import metrics
 from nuwaxl_jax.training import optim
 from nuwaxl_jax.training import state as state_lib
@@ -96,6 +97,18 @@ def settings(**overrides):
     return ml_collections.ConfigDict({**fields, **overrides})
 
 
+class StopAfter(interrupts.Interrupt):
+    """Told to stop during step n (the loop asks once before the first)."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.left = step + 1
+
+    def asked(self):
+        self.left -= 1
+        return self.left == 0
+
+
 def state_at(mesh, step=3):
     """(state, abstract): the state of `step` differs from every other step's."""
     task, optimizer = LinearTask(), optim.make_optimizer(learning_rate=0.1, num_steps=10)
@@ -131,6 +144,7 @@ def linear():
         Task=LinearTask,
         Numbers=Numbers,
         settings=settings,
+        StopAfter=StopAfter,
         frozen={"scale": np.float32(1.0)},
         state_at=state_at,
         save=save,

@@ -119,21 +119,11 @@ def _train(linear, workdir, interrupt=None, **settings):
     )
 
 
-class StopAfter(interrupts.Interrupt):
-    def __init__(self, step):
-        super().__init__()
-        self.left = step + 1
-
-    def asked(self):
-        self.left -= 1
-        return self.left == 0
-
-
 def test_a_resumed_interval_says_what_an_undisturbed_one_says_and_all_is_written(linear, tmp_path, capsys):
     """Stopped at 7 of 10 steps, with a line every 5: the second line is of steps 6 to 10 all the same."""
     _train(linear, tmp_path / "a")
     with pytest.raises(SystemExit):
-        _train(linear, tmp_path / "b", interrupt=StopAfter(7))
+        _train(linear, tmp_path / "b", interrupt=linear.StopAfter(7))
     _train(linear, tmp_path / "b")
     lines = {
         run: [json.loads(line) for line in (tmp_path / run / "linear" / "metrics.jsonl").read_text().splitlines()]

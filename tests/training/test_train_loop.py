@@ -39,23 +39,11 @@ def _train(linear, workdir, *, iterator=None, mesh=None, interrupt=None, hooks=N
     )
 
 
-class StopAfter(interrupts.Interrupt):
-    """Told to stop during step n (the loop asks once before the first)."""
-
-    def __init__(self, step):
-        super().__init__()
-        self.left = step + 1
-
-    def asked(self):
-        self.left -= 1
-        return self.left == 0
-
-
 @pytest.mark.parametrize("stop", [1, 7, 10])
 def test_resume_equals_never_stopping(linear, tmp_path, stop, capsys):
     whole = _train(linear, tmp_path / "a", num_steps=20)
     with pytest.raises(SystemExit) as left:
-        _train(linear, tmp_path / "b", num_steps=20, interrupt=StopAfter(stop))
+        _train(linear, tmp_path / "b", num_steps=20, interrupt=linear.StopAfter(stop))
     assert left.value.code == 42
     assert checkpoint.latest_step(tmp_path / "b", "linear") == stop
     resumed = _train(linear, tmp_path / "b", num_steps=20)
@@ -76,7 +64,7 @@ def test_a_longer_num_steps_goes_on_from_the_end(linear, tmp_path):
 def test_resume_on_another_mesh_continues_the_same_run(linear, tmp_path):
     whole = _train(linear, tmp_path / "a", num_steps=8)
     with pytest.raises(SystemExit):
-        _train(linear, tmp_path / "b", num_steps=8, interrupt=StopAfter(4))
+        _train(linear, tmp_path / "b", num_steps=8, interrupt=linear.StopAfter(4))
     resumed = _train(linear, tmp_path / "b", num_steps=8, mesh=partitioning.make_mesh())
     for a, b in zip(jax.tree.leaves(jax.device_get(whole)), jax.tree.leaves(jax.device_get(resumed))):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -101,7 +89,7 @@ def test_a_signal_saves_and_leaves_with_42(linear, tmp_path, capsys):
 
 def test_told_to_stop_before_the_first_step(linear, tmp_path):
     with pytest.raises(SystemExit) as left:
-        _train(linear, tmp_path, interrupt=StopAfter(0))
+        _train(linear, tmp_path, interrupt=linear.StopAfter(0))
     assert left.value.code == 42
     assert checkpoint.latest_step(tmp_path, "linear") is None
 

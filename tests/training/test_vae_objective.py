@@ -264,18 +264,6 @@ class Clips:
         self.position = state["next_batch"]
 
 
-class StopAfter(interrupts.Interrupt):
-    """Told to stop during step n (the loop asks once before the first)."""
-
-    def __init__(self, step):
-        super().__init__()
-        self.left = step + 1
-
-    def asked(self):
-        self.left -= 1
-        return self.left == 0
-
-
 def test_a_run_with_a_discriminator_resumes_to_the_same_bytes(linear, tmp_path):
     """Stopped before the start of the discriminator and after it; gradients accumulated."""
 
@@ -296,7 +284,7 @@ def test_a_run_with_a_discriminator_resumes_to_the_same_bytes(linear, tmp_path):
     whole = train(tmp_path / "a", interrupts.Interrupt())
     for step in (1, 2):
         with pytest.raises(SystemExit):
-            train(tmp_path / "b", StopAfter(step))
+            train(tmp_path / "b", linear.StopAfter(step))
     resumed = train(tmp_path / "b", interrupts.Interrupt())
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(resumed), jax.device_get(whole))
     assert whole.extra["opt_state"]["discriminator"][0].count == 3  # of its own steps
