@@ -191,10 +191,12 @@ def _content(path):
 @pytest.mark.slow
 def test_killed_at_ten_random_moments_it_goes_on_and_ends_as_if_undisturbed(tmp_path):
     rng, seen = random.Random(0), []
-    for _ in range(10):
+    for kill in range(10):
         writer = _writer(tmp_path / "killed", 0.002)
         assert writer.stdout.readline() == "begun\n"
-        time.sleep(rng.uniform(0.0, 0.25))
+        while writer.poll() is None and len(_content(tmp_path / "killed")) < kill // 4:  # the first before any is done
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0.0, 0.1))
         writer.send_signal(signal.SIGKILL)
         writer.wait()
         writer.stdout.close()
