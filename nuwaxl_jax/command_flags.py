@@ -29,7 +29,10 @@ flags.DEFINE_string(
     "profile", "", "--mode=train, sample: FIRST:COUNT, steps (or device calls) of this run to trace, from 1."
 )
 flags.DEFINE_float(
-    "peak_tflops", 0.0, "--mode=train: of a device, what MFU is of; 0 = the published bf16 peak of a known one."
+    "peak_tflops",
+    0.0,
+    "--mode=train: of a device, what MFU is of; 0 = the published bf16 peak of a known one.",
+    lower_bound=0.0,
 )
 flags.DEFINE_integer("stories", 20, "Held-out stories of --mode=eval.", lower_bound=1)
 flags.DEFINE_string(
