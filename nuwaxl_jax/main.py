@@ -2,7 +2,8 @@
 
   python -m nuwaxl_jax.main --mode=train  --config=configs/toons.py:small --workdir=DIR [--config.KEY=VALUE ...]
   python -m nuwaxl_jax.main --mode=sample --story=FILE --workdir=DIR [--weights=shipped] [--frames=226]
-  python -m nuwaxl_jax.main --mode=eval   --workdir=DIR [--weights=...]
+  python -m nuwaxl_jax.main --mode=eval   --workdir=DIR [--weights=...] [--inception=FILE] [--clip=FOLDER]
+  python -m nuwaxl_jax.main --mode=compare --records=DIR,DIR
   python -m nuwaxl_jax.main --mode=export --workdir=DIR --weights=FILE.safetensors
   python -m nuwaxl_jax.main --mode=export --weights=FILE.safetensors --layout=diffusers --out=FOLDER
   python -m nuwaxl_jax.main --mode=import --source=PIPELINE --config=FILE:PRESET --weights=FILE.safetensors [--dry_run]
@@ -127,10 +128,21 @@ def _sample() -> None:
 
 
 def _eval() -> None:
+    from nuwaxl_jax.evaluation import measures
     from nuwaxl_jax.evaluation import run
 
     bundle, config, card = _load_bundle()
-    run.run(config, bundle, card, FLAGS.workdir, num_stories=FLAGS.stories, num_frames=FLAGS.frames)
+    sizes = dict(block=FLAGS.block, blocks=FLAGS.blocks, stills=FLAGS.stills)
+    scope = run.Scope(FLAGS.stories, FLAGS.frames, FLAGS.others, FLAGS.ways or run.Scope.ways, **sizes)
+    paths = (FLAGS.i3d, FLAGS.inception, FLAGS.clip, FLAGS.lpips)
+    networks = measures.Measures.load(*paths) if FLAGS.measure else None
+    run.run(config, bundle, card, FLAGS.workdir, scope=scope, measures=networks)
+
+
+def _compare() -> None:
+    from nuwaxl_jax.evaluation import comparison
+
+    comparison.run(FLAGS.records)
 
 
 def _import() -> None:
@@ -264,6 +276,7 @@ _MODES = {
     "train": _train,
     "sample": _sample,
     "eval": _eval,
+    "compare": _compare,
     "export": _export,
     "import": _import,
     "data": _data,

@@ -19,6 +19,10 @@ LAYERS = {
     "training.export": 5,
     "training.previews": 5,
     "evaluation.run": 5,
+    "evaluation.features": 4,
+    "evaluation.frechet": 0,
+    "evaluation.intervals": 0,
+    "evaluation.features.pickles": 0,
     "evaluation.stories": 5,
     "hierarchy.sample": 5,
     "cost": 5,
@@ -65,9 +69,10 @@ OWNERS = {
     "scenedetect": {"data.shots"},
     "cv2": set(),
     "array_record": {"data.cache.store", "data.prepared.write", "data.prepared.source"},
+    "pickle": {"evaluation.features.pickles"},  # with a list of what it may name
     "absl": {"main", "command_flags", "data.pipeline"},
 }
-NEVER = {"pickle", "cPickle", "dill", "joblib", "torch", "tensorflow"}
+NEVER = {"cPickle", "dill", "joblib", "torch", "tensorflow"}
 
 
 def _modules():

@@ -23,7 +23,8 @@ from nuwaxl_jax import networks as networks_lib
 from nuwaxl_jax import weights as weights_lib
 from nuwaxl_jax.evaluation import image_metrics
 from nuwaxl_jax.evaluation import levels
-from nuwaxl_jax.evaluation import stories
+from nuwaxl_jax.evaluation import codec
+from nuwaxl_jax.evaluation import held_out
 from nuwaxl_jax.evaluation import story_score
 
 HERE = pathlib.Path(__file__).parent
@@ -53,12 +54,12 @@ def main() -> None:
     noisy.sampler.temperature = (1.0,) * config.hierarchy.depth
     free.diffusion.line_std = (1.0,) * config.hierarchy.depth
     free_networks = networks_lib.build(free)
-    source = stories.held_out(config, arguments.stories, 3376)
+    source = held_out.HeldOut(config, arguments.stories, 3376)
     index = np.arange(225 * arguments.segments + 1)
     rows: dict[str, list[dict]] = {}
     for i in range(arguments.stories):
         frames, captions = source.frames(i, index), source.captions(i, index)
-        truth = stories.encode_video(networks, bundle, frames)
+        truth = codec.encode_video(networks, bundle, frames)
         key = jax.random.fold_in(jax.random.key(config.seed), i)
 
         def make(config, networks, first):
@@ -75,7 +76,7 @@ def main() -> None:
         }
         for name, latents in ways.items():
             begin = time.perf_counter()
-            video = stories.decode_video(networks, bundle, latents())
+            video = codec.decode_video(networks, bundle, latents())
             score = story_score.story_score(video, captions, segment_length=config.hierarchy.segment_length)
             row = {k: score[k] for k in SHOWN} | {"psnr": float(image_metrics.psnr(frames, video).mean())}
             rows.setdefault(name, []).append(row)

@@ -29,7 +29,7 @@ from nuwaxl_jax import networks as networks_lib
 from nuwaxl_jax import video_io
 from nuwaxl_jax import weights as weights_lib
 from nuwaxl_jax.evaluation import image_metrics
-from nuwaxl_jax.evaluation import stories
+from nuwaxl_jax.evaluation import codec
 from nuwaxl_jax.training import export
 from nuwaxl_jax.training import lineage
 
@@ -85,7 +85,7 @@ def coarse(frames: np.ndarray) -> np.ndarray:
 
 def reconstruct(bundle, networks, frames: np.ndarray) -> np.ndarray:
     """uint8 [F, H, W, 3] through encoder and decoder."""
-    return stories.decode_video(networks, bundle, stories.encode_video(networks, bundle, frames))
+    return codec.decode_video(networks, bundle, codec.encode_video(networks, bundle, frames))
 
 
 def report(data: pathlib.Path, run: pathlib.Path) -> None:

@@ -28,7 +28,8 @@ from nuwaxl_jax import networks as networks_lib
 from nuwaxl_jax import weights as weights_lib
 from nuwaxl_jax.evaluation import image_metrics
 from nuwaxl_jax.evaluation import levels
-from nuwaxl_jax.evaluation import stories
+from nuwaxl_jax.evaluation import codec
+from nuwaxl_jax.evaluation import held_out
 from nuwaxl_jax.evaluation import story_score
 from nuwaxl_jax.hierarchy import segments
 
@@ -41,7 +42,7 @@ def keyframes(config, networks, bundle, source, story: int, key) -> dict:
     captions = source.captions(story, np.arange(3376))
     shape = (3376, *networks.latent_shape)
     latents = levels.make_levels(config, networks, bundle, np.zeros(shape, np.float32), captions, key, 0, 1)
-    video = stories.decode_video(networks, bundle, latents)
+    video = codec.decode_video(networks, bundle, latents)
     score = story_score.story_score(video, captions[::STRIDE], segment_length=config.hierarchy.segment_length)
     return {name: score[name] for name in ("scene", "colour", "shape", "identity")}
 
@@ -50,9 +51,9 @@ def between(config, networks, bundle, source, story: int, key) -> dict:
     """Scores of 226 frames at stride 1 between true ones."""
     index = np.arange(226)
     frames, captions = source.frames(story, index), source.captions(story, index)
-    truth = stories.encode_video(networks, bundle, frames)
+    truth = codec.encode_video(networks, bundle, frames)
     latents = levels.make_levels(config, networks, bundle, truth, captions, key, 2)
-    video = stories.decode_video(networks, bundle, latents)
+    video = codec.decode_video(networks, bundle, latents)
     score = story_score.story_score(video, captions, segment_length=config.hierarchy.segment_length)
     psnr = float(image_metrics.psnr(frames, video).mean())
     return {name: score[name] for name in ("shape", "step", "difference_inside", "border_ratio")} | {"psnr": psnr}
@@ -108,7 +109,7 @@ def main() -> None:
     jax.config.update("jax_num_cpu_devices", arguments.cpu_devices or os.cpu_count())
     bundle, config, card = weights_lib.load(weights_lib.find(arguments.weights))
     networks = networks_lib.build(config)
-    source = stories.held_out(config, arguments.stories, 3376)
+    source = held_out.HeldOut(config, arguments.stories, 3376)
     record = {"weights": card["sha256"], "guidance": list(config.sampler.guidance), "rows": []}
     record["temperature"] = list(config.sampler.temperature)
     if (HERE / "results.json").exists():

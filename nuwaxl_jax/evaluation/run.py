@@ -1,12 +1,14 @@
-"""`--mode=eval`: what a trained model is worth on held-out toons stories, as one JSON record with its protocol.
+"""`--mode=eval`: what a trained model is worth on held-out videos, as one JSON record with its protocol.
 
-Writes <workdir>/eval/eval.json, curves.png and, of the first story, a strip of frames of every way of telling it. The
-scores of single stories are kept in <workdir>/eval/scores as they come: the same command goes on after an interruption,
-and several hosts do each a share; the first writes the record.
+Writes <workdir>/eval/eval.json, of the first story a strip of frames of every way of telling it, and where the world is
+toons curves.png. What is found of single videos is kept in <workdir>/eval/scores as it comes: the same command goes on
+after an interruption, and several hosts do each a share; the first writes the record.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+import dataclasses
 import datetime
 import os
 import pathlib
@@ -25,6 +27,10 @@ from nuwaxl_jax import hosts
 from nuwaxl_jax import networks as networks_lib
 from nuwaxl_jax.evaluation import curves
 from nuwaxl_jax.evaluation import denoising
+from nuwaxl_jax.evaluation import held_out
+from nuwaxl_jax.evaluation import ledger as ledger_lib
+from nuwaxl_jax.evaluation import measures as measures_lib
+from nuwaxl_jax.evaluation import protocols
 from nuwaxl_jax.evaluation import stories
 from nuwaxl_jax.training import interrupts
 
@@ -33,13 +39,20 @@ SHOWN = ("scene", "colour", "shape", "size", "count", "exact", "identity", "bord
 
 def table(record: dict[str, Any]) -> str:
     """The scores as text, a row a way of telling."""
-    ways = list(record["stories"])
-    lines = [f"{'':16}" + "".join(f"{name:>14}" for name in SHOWN)]
-    for way in ways:
-        mean = record["stories"][way]["summary"]["mean"]
-        lines.append(f"{way:16}" + "".join(f"{_number(mean.get(name)):>14}" for name in SHOWN))
-    vae = record["stories"]["vae_ceiling"]
-    lines.append(f"VAE: PSNR {vae['psnr']:.2f} dB, SSIM {vae['ssim']:.4f}")
+    told, lines = record["stories"], []
+    if any("summary" in told[way] for way in told):
+        means = {way: told[way]["summary"]["mean"] for way in told}
+        lines += _columns(SHOWN, {way: [_number(mean.get(name)) for name in SHOWN] for way, mean in means.items()})
+    measured = record["metrics"]
+    if measured:
+        measured = measured | {stories.OTHER: record["others"]}
+        names = list(dict.fromkeys(name for row in measured.values() for name in row))
+        values = lambda row: [_number(row.get(name, {}).get("value")) for name in names]
+        lines += _columns(names, {way: values(row) for way, row in measured.items()})
+    if "vae_ceiling" in told:
+        vae = told["vae_ceiling"]
+        lpips = f", LPIPS {vae['lpips']:.4f}" if "lpips" in vae else ""
+        lines.append(f"VAE: PSNR {vae['psnr']:.2f} dB, SSIM {vae['ssim']:.4f}{lpips}")
     errors = record["denoising"]
     lines.append("denoising error at t =" + "".join(f"{t:>9}" for t in errors["timesteps"]))
     for level, row in errors["levels"].items():
@@ -47,8 +60,48 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _columns(names: Sequence[str], rows: dict[str, list[str]]) -> list[str]:
+    widths = [max(14, len(name) + 2) for name in names]
+    lines = [f"{'':16}" + "".join(f"{name:>{width}}" for name, width in zip(names, widths))]
+    return lines + [
+        f"{way:16}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths)) for way, cells in rows.items()
+    ]
+
+
 def _number(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, (int, float)) else "-"
+
+
+@dataclasses.dataclass(frozen=True)
+class Scope:
+    """How much is evaluated.
+
+    Attributes:
+      told: held-out videos that are told. frames: of each; 0 = the full tree.
+      others: real videos that are measured beside them; -1 = as many as are told.
+      ways: of telling, of `stories.WAYS`.
+      block, blocks, stills: as of `measures.choose`.
+    """
+
+    told: int = 20
+    frames: int = 0
+    others: int = -1
+    ways: Sequence[str] = stories.WAYS
+    block: int = 16
+    blocks: int = 16
+    stills: int = 16
+
+
+def _measures(scope: Scope, measures: measures_lib.Measures | None) -> measures_lib.Measures | None:
+    """Those to use; says what is missing."""
+    if measures is None:
+        return None
+    if scope.told < protocols.MIN_VIDEOS:
+        print(f"distances need at least {protocols.MIN_VIDEOS} stories; nothing is measured", file=sys.stderr)
+        return None
+    for note in measures.notes():
+        print(f"note: {note}", file=sys.stderr)
+    return measures if measures.protocol() else None
 
 
 def run(
@@ -57,20 +110,24 @@ def run(
     card: dict[str, Any],
     workdir: str,
     *,
-    num_stories: int,
-    num_frames: int = 0,
+    scope: Scope,
+    measures: measures_lib.Measures | None,
 ) -> dict[str, Any]:
     """Evaluates a bundle; returns the record it wrote (of several processes the first).
 
     Raises:
       SystemExit: 42, interrupted; the same call goes on.
-      ValueError: the config's data is not toons, which alone has a ground truth to read.
+      ValueError: too few held-out videos, or an unknown way.
     """
-    if config.data.source != "toons":
-        raise ValueError(
-            f"data.source: the story score reads toons alone, not {config.data.source!r}; use a toons model"
-        )
-    num_frames = num_frames or config_lib.window_frames(config)
+    unknown = sorted(set(scope.ways) - set(stories.WAYS))
+    if unknown or "ground_truth" not in scope.ways:
+        problem = f"{unknown[0]} is unknown" if unknown else "ground_truth is missing, by which all are measured"
+        raise ValueError(f"--ways: {problem}; choose of {', '.join(stories.WAYS)}")
+    num_frames = scope.frames or config_lib.window_frames(config)
+    measures = _measures(scope, measures)
+    others = 0 if measures is None else scope.told if scope.others < 0 else scope.others
+    which = measures_lib.choose(num_frames, scope.block, scope.blocks, scope.stills)
+    videos = held_out.HeldOut(config, scope.told + others, num_frames)
     networks = networks_lib.build(config)
     out = pathlib.Path(workdir) / "eval"
     out.mkdir(parents=True, exist_ok=True)
@@ -83,11 +140,13 @@ def run(
         "hierarchy": config.hierarchy.to_dict(),
         "precision": "float32",
         "parameters": "exponential moving average",
+        "measures": measures.protocol() if measures else {},
+        "read": dataclasses.asdict(which) if measures else {},
         "backend": jax.default_backend(),
         "cores": os.cpu_count(),
     }
     protocol = hosts.of_first(protocol)
-    ledger = stories.Ledger(out / "scores", protocol)
+    ledger = ledger_lib.Ledger(out / "scores", protocol)
 
     def keep_strip(way: str, story: int, frames: np.ndarray) -> None:
         if story == 0:
@@ -96,16 +155,20 @@ def run(
 
     line = f"{out}: interrupted; the same command goes on with what is kept in {ledger.folder}"
     with interrupts.apart(line, "stopping after this device call; stories scored are kept") as stop:
-        sizes = dict(num_stories=num_stories, num_frames=num_frames)
-        told = stories.tell(config, networks, bundle, **sizes, ledger=ledger, on_video=keep_strip, stop=stop)
+        of = dict(stories=scope.told, others=others, measures=measures, which=which, ledger=ledger)
+        job = stories.Job(config, networks, bundle, videos, **of, on_video=keep_strip, stop=stop)
+        told = stories.tell(job, scope.ways)
         for level in range(config.hierarchy.depth):
-            if stories.is_mine(level) and ledger.read("denoising", level) is None:
+            if ledger_lib.is_mine(level) and ledger.read("denoising", level) is None:
                 errors = denoising.of_level(config, networks, bundle, level, stop=stop)
                 ledger.write("denoising", level, {"errors": errors})
         denoised = ledger.collect("denoising", config.hierarchy.depth, stop)
     record = {
         "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "protocol": protocol | {"stories": num_stories},
+        "protocol": protocol | {"stories": scope.told, "others": others},
+        "notes": measures.notes() if measures else [],
+        "metrics": _metrics(job, scope.ways, protocol) if measures else {},
+        "others": _others(job),
         "denoising": {
             "timesteps": list(denoising.timesteps(config)),
             "levels": {str(level): kept["errors"] for level, kept in enumerate(denoised)},
@@ -120,14 +183,45 @@ def run(
     return record
 
 
+def _metrics(job: stories.Job, ways: Sequence[str], protocol: dict[str, Any]) -> dict[str, Any]:
+    """way -> metric -> record, all against the told stories' own videos."""
+    assert job.measures is not None
+    read = lambda way, count: [job.ledger.arrays(way, i) for i in range(count)]
+    real, data, out = read("ground_truth", job.stories), job.videos.protocol(), {}
+    model = {name: protocol[name] for name in ("weights", "seed", "sampler", "hierarchy", "precision", "parameters")}
+    for way in ways:
+        subject = {"way": way} | (model if way != "ground_truth" else {})
+        made = real if way == "ground_truth" else read(way, job.stories)
+        common = dict(data=data, subject=subject)
+        out[way] = protocols.similarity(made, job.which, job.measures, **common)
+        if way != "ground_truth":
+            out[way] |= protocols.records(real, made, job.which, job.measures, paired=True, **common)
+    return out
+
+
+def _others(job: stories.Job) -> dict[str, Any]:
+    """metric -> record, of videos of other stories: what these distances are between real videos."""
+    if job.measures is None or job.others < protocols.MIN_VIDEOS:
+        return {}
+    job.ledger.collect(stories.OTHER, job.others, job.stop)
+    real, made = (
+        [job.ledger.arrays(way, i) for i in range(count)]
+        for way, count in (("ground_truth", job.stories), (stories.OTHER, job.others))
+    )
+    common = dict(data=job.videos.protocol(), subject={"way": stories.OTHER})
+    return protocols.records(real, made, job.which, job.measures, paired=False, **common)
+
+
 def _write(out: pathlib.Path, kept: pathlib.Path, record: dict[str, Any]) -> None:
     """The files of an evaluation; strips of frames are in `kept`."""
     told = record["stories"]
     files.write_json(out / "eval.json", record)
     sheet = np.concatenate([np.asarray(Image.open(kept / f"{way}_strip.png")) for way in told], axis=0)
     Image.fromarray(sheet).save(out / "story0.png")
-    curves.draw({way: told[way]["summary"]["curve"] for way in told}, record["protocol"]["frames"]).save(
-        out / "curves.png"
-    )
+    made = "eval.json, story0.png"
+    if all("summary" in told[way] for way in told):
+        lines = {way: told[way]["summary"]["curve"] for way in told}
+        curves.draw(lines, record["protocol"]["frames"]).save(out / "curves.png")
+        made += ", curves.png"
     print(table(record))
-    print(f"{out}/eval.json, curves.png, story0.png (rows: {', '.join(told)})", file=sys.stderr)
+    print(f"{out}/{made} (rows of the picture: {', '.join(told)})", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""Networks that metrics read frames, clips and captions with."""

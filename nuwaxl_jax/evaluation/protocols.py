@@ -1,0 +1,160 @@
+"""Metrics of a set of videos against a set of real ones, each a record that says exactly what was measured.
+
+  fvd_16          FVD of one block of 16 frames a video: every video gives one clip, drawn by its number.
+  b_fvd_16        B-FVD-16 (arXiv:2303.12346, section 4): the video is cut into blocks of 16 frames. The paper averages
+                  the "FVD of the clips", which is not defined for a single clip; ours is the FVD over videos at each
+                  block's place, then the mean over places.
+  b_fvd_16_pooled the same blocks in one pool, places mixed.
+  fvd_spread_16   FVD of 16 frames spread over the whole video: its long range, which blocks do not see. Ours.
+  avg_fid         Avg-FID: FID of the single frames of all videos. With FID's Inception; `frechet_stills` is the same
+                  with another network, and no FID.
+  clip_similarity mean cosine of frames and their own captions by CLIP.
+
+A record holds `value`, `interval` (intervals.METHOD), `protocol` (what two results must have in common to be compared),
+`subject` (what was measured: it may differ) and `notes`, where the number is not what it seems.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import functools
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from nuwaxl_jax.evaluation import frechet
+from nuwaxl_jax.evaluation import intervals
+from nuwaxl_jax.evaluation import measures as measures_lib
+
+VERSION = 1  # of the definitions here; another one is another protocol
+MIN_VIDEOS = 2  # fewer have no covariance
+
+Features = Sequence[Mapping[str, np.ndarray]]  # of each video, as `measures.Measures.read` gives them
+
+
+def _fvd(real: np.ndarray, made: np.ndarray) -> float:
+    """Of [videos, blocks, d], one block of each video, drawn by its number."""
+    one = lambda clips: clips[np.arange(len(clips)), _drawn(len(clips), clips.shape[1])]
+    return frechet.distance_of_samples(one(real), one(made))
+
+
+def _drawn(videos: int, blocks: int) -> np.ndarray:
+    return np.random.default_rng(16).integers(blocks, size=videos)
+
+
+def by_place(real: np.ndarray, made: np.ndarray) -> list[float]:
+    """The Frechet distance at each place, of features [videos, places, d]."""
+    return [frechet.distance_of_samples(real[:, i], made[:, i]) for i in range(real.shape[1])]
+
+
+def _b_fvd(real: np.ndarray, made: np.ndarray) -> float:
+    return float(np.mean(by_place(real, made)))
+
+
+def _pooled(real: np.ndarray, made: np.ndarray) -> float:
+    """Of [videos, n, d], all in one set each."""
+    return frechet.distance_of_samples(real.reshape(-1, real.shape[2]), made.reshape(-1, made.shape[2]))
+
+
+def _note(samples: int, width: int) -> list[str]:
+    if samples > width:
+        return []
+    return [
+        f"{samples} samples of {width} features: covariances are singular and the distance is biased; other real "
+        "videos, measured likewise, say by how much (other_real). Compare within this protocol only"
+    ]
+
+
+def records(
+    real: Features,
+    made: Features,
+    frames: measures_lib.Frames,
+    measures: measures_lib.Measures,
+    *,
+    paired: bool,
+    data: Mapping[str, Any],
+    subject: Mapping[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """name -> record, of every metric that the networks at hand and the number of frames allow.
+
+    Args:
+      real, made: features of each video.
+      paired: the made videos tell the real ones' captions, in their order.
+      frames: which frames they are of.
+      data: what the real videos are.
+      subject: what the made videos are.
+
+    Raises:
+      ValueError: fewer than two videos in a set.
+    """
+    for name, videos in (("real", real), ("made", made)):
+        if len(videos) < MIN_VIDEOS:
+            raise ValueError(f"{name} videos: {len(videos)} are too few for a distance; at least {MIN_VIDEOS}")
+    common = {
+        "version": VERSION,
+        "frames": frames.num_frames,
+        "real": {**data, "videos": len(real), "digest": digest(real)},
+        "videos": len(made),
+        "captions": "those of the real videos" if paired else "others",
+        "interval": intervals.METHOD,
+    }
+    gather = lambda videos, name: np.stack([video[name] for video in videos])
+    out = {}
+
+    def add(name: str, kind: str, statistic: Any, details: dict[str, Any], samples: int, more: Any = None) -> None:
+        network = measures.clips if kind in ("clips", "spread") else measures.stills
+        assert network is not None
+        sets = gather(real, kind), gather(made, kind)
+        out[name] = {
+            "value": round(statistic(*sets), 6),
+            "interval": intervals.rounded(intervals.of(statistic, *sets, paired=paired)),
+            "protocol": common | network.protocol() | details,
+            "subject": dict(subject),
+            "notes": _note(samples, network.width)
+            + ([] if network.standard else ["weights are not the standard ones"]),
+        } | (more(*sets) if more else {})
+
+    x, number = frames.block, min(len(real), len(made))
+    if "clips" in real[0]:
+        blocks = {"block": x, "hop": x, "blocks": list(frames.blocks)}
+        each = lambda real, made: {"by_block": [round(value, 4) for value in by_place(real, made)]}
+        add(f"b_fvd_{x}", "clips", _b_fvd, blocks, number, each)
+        add(f"b_fvd_{x}_pooled", "clips", _pooled, blocks, number * len(frames.blocks))
+        add(f"fvd_{x}", "clips", _fvd, blocks | {"drawn": "one block a video, default_rng(16)"}, number)
+    if "spread" in real[0]:
+        add(f"fvd_spread_{x}", "spread", _pooled, {"clip": list(frames.spread)}, number)
+    if "stills" in real[0]:
+        name = "avg_fid" if measures.stills and measures.stills.name.endswith("FID") else "frechet_stills"
+        add(name, "stills", _pooled, {"stills": list(frames.stills)}, number * len(frames.stills))
+    return out
+
+
+def similarity(
+    made: Features,
+    frames: measures_lib.Frames,
+    measures: measures_lib.Measures,
+    *,
+    data: Mapping[str, Any],
+    subject: Mapping[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """{'clip_similarity': record}, {} without CLIP; arguments as of `records`."""
+    if measures.similarity is None:
+        return {}
+    cosines = np.stack([video["similarity"] for video in made])
+    common = {"version": VERSION, "frames": frames.num_frames, "videos": len(made), "captions of": dict(data)}
+    record = {
+        "value": round(float(cosines.mean()), 6),
+        "interval": intervals.rounded(intervals.of_mean(cosines.mean(1))),
+        "protocol": common | measures.similarity.protocol() | {"stills": list(frames.stills)},
+        "subject": dict(subject),
+        "notes": [],
+    }
+    return {"clip_similarity": record}
+
+
+def digest(videos: Features) -> str:
+    """SHA-256 of what was read of these videos, in their order."""
+    seen = functools.reduce(lambda hashed, video: hashed + video["digest"].tobytes(), videos, b"")
+    return hashlib.sha256(seen).hexdigest()
