@@ -42,7 +42,11 @@ flags.DEFINE_integer(
     " -1 = as many as stories.",
     lower_bound=-1,
 )
-flags.DEFINE_list("ways", [], "--mode=eval: ground_truth, vae_ceiling, nuwa_xl, autoregressive; none = all.")
+flags.DEFINE_list(
+    "ways",
+    [],
+    "--mode=eval: ground_truth, vae_ceiling, nuwa_xl, autoregressive (none = these), hierarchy_2, independent.",
+)
 flags.DEFINE_bool("measure", True, "--mode=eval: read videos with feature networks, for FVD and its like.")
 flags.DEFINE_integer("block", 16, "--mode=eval: frames of a block, X in B-FVD-X.", lower_bound=1)
 flags.DEFINE_integer("blocks", 16, "--mode=eval: blocks of a video that are read, spread evenly.", lower_bound=1)

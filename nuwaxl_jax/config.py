@@ -165,7 +165,8 @@ def _process() -> dict[str, ml_collections.ConfigDict]:
             loss_on_given=True,  # loss over all L frames, given ones too [P]
             caption_dropout=0.1,  # share of clips trained with the empty prompt, for guidance [ours]
             unconditional_prob=0.05,  # share of local clips trained with no frame given [ours]
-            first_only_prob=0.15,  # share of local clips with the first frame alone given: the sliding window [ours]
+            first_only_prob=0.15,  # share of local clips with first frames alone given: the sliding window [ours]
+            first_frames=1,  # of those clips: up to so many first frames are given, each number equally often [ours]
             # Frames between two given ones are predicted from the line between them, at level 0, 1, ...: standard
             # deviation of the latents around it halfway, where their own is 1; 1.0 = not used [ours].
             line_std=(1.0, 1.0, 0.85),
@@ -192,11 +193,12 @@ def _process() -> dict[str, ml_collections.ConfigDict]:
         dict(
             segment_length=16,  # L [P: 16 for the main results]
             depth=3,  # levels, M [P: 3]; F = (L - 1) ** M + 1
-            strategy="diffusion_over_diffusion",  # diffusion_over_diffusion [P] | autoregressive (baseline)
+            # diffusion_over_diffusion [P] | autoregressive, hierarchy_2, independent: baselines, see strategies.py
+            strategy="diffusion_over_diffusion",
             handover="latent",  # latent [ours: no decoding between levels] | pixel [P, eq. 17]
             chunk=45,  # segments a device call: progress and memory, never the result
             microbatch=5,  # segments computed at once inside a call
-            overlap=1,  # autoregressive: frames given from the window before
+            overlap=1,  # autoregressive, hierarchy_2: frames given from the window before
         )
     )
     return dict(diffusion=diffusion, sampler=sampler, hierarchy=hierarchy)

@@ -34,7 +34,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "diffusion.weighting": ("uniform", "min_snr", "snr"),
     "sampler.method": ("ddim", "euler", "dpmpp_2m", "ddpm"),
     "sampler.spacing": ("trailing", "leading", "linspace"),
-    "hierarchy.strategy": ("diffusion_over_diffusion", "autoregressive"),
+    "hierarchy.strategy": ("diffusion_over_diffusion", "autoregressive", "hierarchy_2", "independent"),
     "hierarchy.handover": ("latent", "pixel"),
 }
 
@@ -232,12 +232,13 @@ def _check_hierarchy(config: ml_collections.ConfigDict) -> None:
         "must be at least 1 (chunk at least 0)",
         "chunk 0 is a whole level at once",
     )
-    _require(
-        1 <= tree.overlap < tree.segment_length,
-        "hierarchy.overlap",
-        f"{tree.overlap} is not in 1..{tree.segment_length - 1}",
-        "give fewer frames than a segment has",
-    )
+    first = config.diffusion.first_frames
+    for field, value in (("hierarchy.overlap", tree.overlap), ("diffusion.first_frames", first)):
+        problem = f"{value} is not in 1..{tree.segment_length - 1}"
+        _require(1 <= value < tree.segment_length, field, problem, "give fewer frames than a segment has")
+    kept = first == 1 or tree.handover == "latent" or not config.data.cache
+    problem = "kept latents of masked videos are of the first frame alone"
+    _require(kept, "diffusion.first_frames", problem, "leave data.cache empty, or use hierarchy.handover=latent")
     for field, values in (
         ("sampler.steps", config.sampler.steps),
         ("sampler.guidance", config.sampler.guidance),

@@ -225,25 +225,28 @@ def sampling_levels(
     prompts = [""] * num_prompts
     params = jax.eval_shape(lambda b: segments_lib.sampling_params(networks, b, prompts), _bundle(config, networks))
     params = program_lib.abstract_params(params, mesh)
-    windows = config.hierarchy.strategy == "autoregressive"
     out = []
     for plan, microbatch in zip(plans, arguments["microbatch"]):
         spec = generate_lib.level_spec(
             segments_lib.sampler_of(config, networks),
             plan,
-            num_videos * (1 if windows else plan.num_segments),
+            num_videos * (1 if plan.sequential else plan.num_segments),
             networks.latent_shape,
             mesh=mesh,
             **arguments | dict(microbatch=microbatch),
         )
-        out.append(_level(config, plan, spec, params, "sample/windows" if windows else f"sample/level_{plan.level}"))
+        out.append(_level(config, plan, spec, params, _name(plan)))
     return out
+
+
+def _name(plan: plan_lib.LevelPlan) -> str:
+    return "sample/windows" if plan.sequential else f"sample/level_{plan.level}"
 
 
 def _read_of(config: ml_collections.ConfigDict, plan: plan_lib.LevelPlan, params: Params) -> dict[str, Any]:
     """What of the parameters lies on the devices: what the level reads; of a sliding window everything."""
     vae = params["vae"], params["latent_shift"], params["latent_scale"]
-    if config.hierarchy.strategy == "autoregressive":
+    if config.hierarchy.strategy in ("autoregressive", "hierarchy_2"):
         return dict(denoiser=params["denoisers"], vae=vae, text=(params["text"], params["null_text"]))
     which = plan.network_level if len(params["denoisers"]) > 1 else 0
     return dict(
@@ -304,11 +307,7 @@ def names(config: ml_collections.ConfigDict, num_frames: int = 0) -> tuple[str, 
     """The programs of a config, in the order of a run."""
     sections = dict.fromkeys(lineage.section_of(stage) for stage in lineage.stages(config))
     plans = sample_lib.make_plans(config, num_frames or config_lib.window_frames(config))
-    if config.hierarchy.strategy == "autoregressive":
-        levels = ["sample/windows"]
-    else:
-        levels = [f"sample/level_{plan.level}" for plan in plans]
-    return (*(f"train/{section}" for section in sections), *levels, "decode")
+    return (*(f"train/{section}" for section in sections), *(_name(plan) for plan in plans), "decode")
 
 
 def chosen(config: ml_collections.ConfigDict, parts: Sequence[str], num_frames: int = 0) -> tuple[str, ...]:

@@ -86,7 +86,7 @@ class Scope:
     told: int = 20
     frames: int = 0
     others: int = -1
-    ways: Sequence[str] = stories.WAYS
+    ways: Sequence[str] = stories.USUAL
     block: int = 16
     blocks: int = 16
     stills: int = 16

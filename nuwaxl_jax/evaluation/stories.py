@@ -36,8 +36,11 @@ REAL = ("ground_truth", "vae_ceiling")
 GENERATORS: Mapping[str, Mapping[str, Any]] = {
     "nuwa_xl": {"hierarchy.strategy": "diffusion_over_diffusion"},
     "autoregressive": {"hierarchy.strategy": "autoregressive"},
+    "hierarchy_2": {"hierarchy.strategy": "hierarchy_2"},
+    "independent": {"hierarchy.strategy": "independent"},
 }
 WAYS = (*REAL, *GENERATORS)
+USUAL = (*REAL, "nuwa_xl", "autoregressive")
 OTHER = "other_real"  # videos of other stories, measured like the ways: what a distance of real videos is
 GROUP = 2  # stories generated together, the window's only parallelism; a constant, for their noise is drawn by group
 
@@ -134,7 +137,7 @@ def _fidelity(real: np.ndarray, made: np.ndarray, measures: measures_lib.Measure
     return out
 
 
-def tell(job: Job, ways: Sequence[str] = WAYS) -> dict[str, Any]:
+def tell(job: Job, ways: Sequence[str] = USUAL) -> dict[str, Any]:
     """Scores of the ways over the stories, a group of stories after the other, this process's share of them.
 
     Returns:

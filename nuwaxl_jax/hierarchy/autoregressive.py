@@ -1,6 +1,7 @@
-"""Generation by a sliding window: the strategy that diffusion over diffusion is compared with.
+"""Generation by a sliding window: the strategies that diffusion over diffusion is compared with (`strategies`).
 
-The networks of the finest level (stride 1) make the same F frames window after window. The last `overlap`
+The networks of the finest level (stride 1) make the same F frames window after window; `hierarchy_2` makes keyframes
+so, and then the gaps between them as a tree does. The last `overlap`
 frames of a window are given to the next as its first, and the mask says so; the first window has nothing
 given. Windows wait for one another, so a call's batch is the videos: 226 frames take 15 calls of 16 frames
 with an overlap of 1, where the tree takes 2 rounds.
@@ -24,30 +25,31 @@ from nuwaxl_jax.hierarchy import program
 def generate_autoregressive(
     sample_segments: program.SegmentsFn,
     params: Any,
-    plan: plan_lib.LevelPlan,
+    plans: plan_lib.LevelPlan | Sequence[plan_lib.LevelPlan],
     key: jax.Array,
     prompt_index: np.ndarray,
     latent_shape: Sequence[int],
     *,
     mesh: jax.sharding.Mesh | None = None,
     chunk: int = 0,
-    microbatch: int = 1,
+    microbatch: int | Sequence[int] = 1,
     handover: program.Handover | None = None,
     compiled: generate_lib.Compiled | None = None,
     progress: generate_lib.Progress | None = None,
     frames: frames_lib.FrameLatents | None = None,
 ) -> generate_lib.GenerateResult:
-    """Makes V videos of F frames, window by window.
+    """Makes V videos of F frames, window by window; levels whose segments do not wait for one another at once.
 
     Args:
-      plan: from `plan.autoregressive_plan` for F frames.
-      chunk: videos per device call; 0 is all.
-      microbatch: videos a device makes at a time; more than there are videos per device is wasted work.
+      plans: from `strategies.plans` for F frames; one, or several.
+      chunk: of windows, videos per device call; 0 is all.
+      microbatch: videos a device makes at a time, one number or one a plan; more than there are videos per device is
+        wasted work.
       compiled: from `compile_ahead` here; one program serves all windows.
       Others as in `generate.generate`; window w of video v has key fold_in(fold_in(fold_in(key, v), 0), w).
 
     Returns:
-      As `generate.generate`; `timings` has one entry for all windows and `calls` counts them, times the
+      As `generate.generate`; `timings` has one entry for all windows of a plan and `calls` counts them, times the
       chunks of videos.
 
     Raises:
@@ -55,10 +57,33 @@ def generate_autoregressive(
       FloatingPointError: if a window is not finite.
     """
     prompt_index = generate_lib.checked_prompts(prompt_index)
-    generate_lib.check_covers(plan, prompt_index.shape[1])
+    plans = (plans,) if isinstance(plans, plan_lib.LevelPlan) else tuple(plans)
+    sizes = (microbatch,) * len(plans) if isinstance(microbatch, int) else tuple(microbatch)
+    generate_lib.check_covers(plans[-1], prompt_index.shape[1])
     mesh = program.default_mesh() if mesh is None else mesh
     params = program.place_params(params, mesh)
-    frames = frames_lib.FrameLatents(len(prompt_index), [plan], latent_shape) if frames is None else frames
+    frames = frames_lib.FrameLatents(len(prompt_index), plans, latent_shape) if frames is None else frames
+    timings = []
+    for plan, size in zip(plans, sizes, strict=True):
+        ready = (compiled or {}).get(plan.level)
+        shared = dict(mesh=mesh, chunk=chunk, microbatch=size, handover=handover, compiled=ready)
+        make = _windows if plan.sequential else generate_lib.generate_level
+        timings.append(make(sample_segments, params, plan, key, frames, prompt_index, progress=progress, **shared))
+    return generate_lib.GenerateResult(frames.array[:, : prompt_index.shape[1]], timings, frames)
+
+
+def _windows(
+    sample_segments: program.SegmentsFn,
+    params: Any,
+    plan: plan_lib.LevelPlan,
+    key: jax.Array,
+    frames: frames_lib.FrameLatents,
+    prompt_index: np.ndarray,
+    *,
+    progress: generate_lib.Progress | None,
+    **shared: Any,
+) -> dict[str, Any]:
+    """The windows of a plan, of all videos at once; its entry of `GenerateResult.timings`."""
     to_make = sorted(  # (window, attempt, videos)
         (window, attempt, video[segment == window].tolist())
         for attempt, video, segment in frames.to_make(plan)
@@ -66,28 +91,14 @@ def generate_autoregressive(
     )
     timing = generate_lib.empty_timing(plan)
     for window, attempt, videos in to_make:
-        step = generate_lib.generate_level(
-            sample_segments,
-            params,
-            plan,
-            key,
-            frames,
-            prompt_index,
-            segments=[window],
-            videos=videos,
-            attempt=attempt,
-            mesh=mesh,
-            chunk=chunk,
-            microbatch=microbatch,
-            handover=handover,
-            compiled=(compiled or {}).get(plan.level),
-        )
+        chosen = dict(segments=[window], videos=videos, attempt=attempt)
+        step = generate_lib.generate_level(sample_segments, params, plan, key, frames, prompt_index, **chosen, **shared)
         for name in ("segments", "calls", "rounds", "seconds", "compile_seconds"):
             step[name] += timing[name]
         timing = step
         if progress is not None:
             progress(plan.level, window + 1, plan.num_segments, timing["seconds"])
-    return generate_lib.GenerateResult(frames.array[:, : prompt_index.shape[1]], [timing], frames)
+    return timing
 
 
 def compile_ahead(

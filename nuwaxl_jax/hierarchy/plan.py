@@ -38,6 +38,7 @@ class LevelPlan:
       stride: frames of the video between two frames of a segment.
       frame_index: int32 [S, L], read-only; frame of the video. May exceed F - 1 in the last segment.
       given: bool [S, L], read-only; True where an earlier level (or window) made the frame.
+      sequential: whether segments are given frames of the segment before, so that they wait for one another.
     """
 
     level: int
@@ -45,6 +46,7 @@ class LevelPlan:
     stride: int
     frame_index: np.ndarray
     given: np.ndarray
+    sequential: bool = False
 
     @property
     def num_segments(self) -> int:
@@ -147,17 +149,20 @@ def make_plan(
     return tuple(levels)
 
 
-def autoregressive_plan(num_frames: int, segment_length: int, overlap: int = 1, network_level: int = 0) -> LevelPlan:
-    """Plans the same frames as a row of sliding windows of stride 1.
+def autoregressive_plan(
+    num_frames: int, segment_length: int, overlap: int = 1, network_level: int = 0, stride: int = 1
+) -> LevelPlan:
+    """Plans the same frames as a row of sliding windows.
 
-    Window w starts at frame w (L - overlap); its first `overlap` frames are the last ones of window
+    Window w starts at frame w (L - overlap) stride; its first `overlap` frames are the last ones of window
     w - 1 and are given. The first window has nothing given.
 
     Args:
-      num_frames: F >= 2.
+      num_frames: F >= 2, counted at the stride.
       segment_length: L >= 3.
       overlap: frames shared by two windows, 1 <= overlap < L.
-      network_level: level of the networks of stride 1, the last one.
+      network_level: level of the networks of that stride; of stride 1, the last one.
+      stride: frames of the video between two frames of a window.
 
     Returns:
       A LevelPlan whose "segments" are the windows; they must be made in this order.
@@ -179,9 +184,24 @@ def autoregressive_plan(num_frames: int, segment_length: int, overlap: int = 1, 
     return LevelPlan(
         level=0,
         network_level=network_level,
+        stride=_integer("stride", stride, 1),
+        frame_index=_frozen(frame * stride, np.int32),
+        given=_frozen(given, bool),
+        sequential=True,
+    )
+
+
+def independent_plan(num_frames: int, segment_length: int, network_level: int = 0) -> LevelPlan:
+    """Plans F frames as segments of stride 1, one after the other, that share no frame; arguments as above."""
+    num_frames = _integer("num_frames", num_frames, 2)
+    segment_length = _integer("segment_length", segment_length, 3)
+    frame = np.arange(-(-num_frames // segment_length))[:, None] * segment_length + np.arange(segment_length)
+    return LevelPlan(
+        level=0,
+        network_level=_integer("network_level", network_level, 0),
         stride=1,
         frame_index=_frozen(frame, np.int32),
-        given=_frozen(given, bool),
+        given=_frozen(np.zeros_like(frame), bool),
     )
 
 

@@ -44,6 +44,7 @@ from nuwaxl_jax.hierarchy import program as program_lib
 from nuwaxl_jax.hierarchy import segments as segments_lib
 from nuwaxl_jax.hierarchy import story as story_lib
 from nuwaxl_jax.hierarchy import storyboard
+from nuwaxl_jax.hierarchy import strategies
 from nuwaxl_jax.training import interrupts
 
 FPS = 15
@@ -84,11 +85,9 @@ class Progress:
 
 
 def make_plans(config: ml_collections.ConfigDict, num_frames: int) -> tuple[plan_lib.LevelPlan, ...]:
-    """The tree of `num_frames`, or the one row of windows of strategy=autoregressive."""
+    """The levels of `num_frames` by the config's strategy."""
     tree = config.hierarchy
-    if tree.strategy == "autoregressive":
-        return (plan_lib.autoregressive_plan(num_frames, tree.segment_length, tree.overlap, tree.depth - 1),)
-    return plan_lib.make_plan(num_frames, tree.segment_length, network_depth=tree.depth)
+    return strategies.plans(tree.strategy, num_frames, tree.segment_length, tree.depth, tree.overlap)
 
 
 def level_arguments(
@@ -96,12 +95,11 @@ def level_arguments(
 ) -> dict[str, Any]:
     """Of `generate.level_spec`, as the config sets them: chunk, handover, microbatch (one a level of `plans`)."""
     tree = config.hierarchy
-    windows = tree.strategy == "autoregressive"
     return dict(
         chunk=tree.chunk,
         handover=segments_lib.make_pixel_handover(networks) if tree.handover == "pixel" else None,
         # Of the plan alone, never of devices or videos: equal microbatches are what makes equal bits.
-        microbatch=[1 if windows else min(tree.microbatch, p.num_segments) for p in plans],
+        microbatch=[1 if p.sequential else min(tree.microbatch, p.num_segments) for p in plans],
     )
 
 
@@ -129,7 +127,6 @@ def generate(
       tracer: of the device calls, counted from 1.
     """
     key = jax.random.key(config.seed) if key is None else key
-    tree = config.hierarchy
     videos, num_frames = prompt_index.shape
     plans = make_plans(config, num_frames)
     params = segments_lib.sampling_params(networks, bundle, prompts)
@@ -143,20 +140,19 @@ def generate(
 
     report = _reporter(line, tracer, stop)
     shared = level_arguments(config, networks, plans) | dict(mesh=mesh)
-    if tree.strategy == "autoregressive":
+    if plans[0].sequential:
         tracer.before(1)
         result = autoregressive.generate_autoregressive(
             sample_segments,
             params,
-            plans[0],
+            plans,
             key,
             prompt_index,
             networks.latent_shape,
             progress=report,
             frames=frames,
-            **shared | dict(microbatch=shared["microbatch"][0]),
+            **shared,
         )
-        serial = result.timings[0]["rounds"] * calls[0]
     else:
         left = [plan for plan in plans if frames is None or frames.to_make(plan)]
         sizes = [shared["microbatch"][plans.index(plan)] for plan in left]
@@ -176,7 +172,7 @@ def generate(
             frames=frames,
             **shared,
         )
-        serial = sum(t["rounds"] * c for t, c in zip(result.timings, calls))
+    serial = sum(t["rounds"] * c for t, c in zip(result.timings, calls))
     return Generated(result.latents, plans, result.timings, serial)
 
 
@@ -198,7 +194,7 @@ def _reporter(line: Callable[..., None], tracer: profiling.Tracer, stop: Callabl
 def _explain(config: ml_collections.ConfigDict, plans: Sequence[plan_lib.LevelPlan], videos: int, mesh: Any) -> None:
     """Says of the largest level where it leaves devices without segments of their own."""
     largest = max(plans, key=lambda plan: plan.num_segments)
-    if config.hierarchy.strategy != "autoregressive":
+    if not largest.sequential:
         size = min(config.hierarchy.microbatch, largest.num_segments)
         idle = program_lib.idle_devices(videos * largest.num_segments, program_lib.segment_shards(mesh), size)
         if idle:
@@ -258,7 +254,7 @@ def _check_noise(config: ml_collections.ConfigDict, plans: Sequence[plan_lib.Lev
     sampler = config.sampler
     if level >= len(plans) or sampler.method == "ddpm" or sampler.eta > 0:
         return
-    windows = config.hierarchy.strategy == "autoregressive"
+    windows = strategies.knows_no_future(config.hierarchy.strategy)
     if (sampler.window_temperature if windows else sampler.temperature[plans[level].network_level]) == 0:
         field = "window_temperature" if windows else "temperature"
         problem = f"sampler.{field} is 0 at level {level}, where segments follow from their borders without noise"

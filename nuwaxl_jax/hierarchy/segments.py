@@ -16,6 +16,7 @@ import numpy as np
 
 from nuwaxl_jax.diffusion import samplers
 from nuwaxl_jax.hierarchy import program
+from nuwaxl_jax.hierarchy import strategies
 from nuwaxl_jax.networks import Networks
 
 Params = Any
@@ -85,10 +86,10 @@ def make_sample_segments(
 
 
 def steps_and_temperature(config: ml_collections.ConfigDict) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """A level's each; the sliding window, which knows its past alone, has its own at the last level."""
+    """A level's each; segments that know their past alone, or nothing, have their own at the last level."""
     sampler = config.sampler
     steps, temperature = tuple(sampler.steps), tuple(float(t) for t in sampler.temperature)
-    if config.hierarchy.strategy == "autoregressive":
+    if strategies.knows_no_future(config.hierarchy.strategy):
         return (*steps[:-1], sampler.window_steps), (*temperature[:-1], float(sampler.window_temperature))
     return steps, temperature
 

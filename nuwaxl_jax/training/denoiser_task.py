@@ -113,8 +113,8 @@ class DenoiserTask:
 
     Frozen: {'vae': params, 'latent_shift': [c], 'latent_scale': [c]}; x0 = (z - shift) * scale with z a posterior
     sample of the T-KLVAE. Given frames of a clip: none at level 0; the first and the last at other levels, but with
-    probability `unconditional_prob` none, and with `first_only_prob` the first alone (both ours: the tree may start at
-    any level, and the sliding-window baseline runs on the same weights).
+    probability `unconditional_prob` none, and with `first_only_prob` the first alone, or 1 to `first_frames` first ones
+    (both ours: the tree may start at any level, and the sliding-window baseline runs on the same weights).
 
     Attributes:
       networks: of `networks.build`.
@@ -125,7 +125,7 @@ class DenoiserTask:
       min_snr_gamma: of 'min_snr'.
       caption_dropout: share of clips trained with the empty prompt.
       unconditional_prob: see above.
-      first_only_prob: see above.
+      first_only_prob, first_frames: see above.
       cond_noise: standard deviation of noise on the condition's given frames, in latents of unit variance.
       per_frame: False gives every frame the first frame's prompt.
       cached: what the batch brings ready made, see `fields_of`.
@@ -140,6 +140,7 @@ class DenoiserTask:
     caption_dropout: float = 0.0
     unconditional_prob: float = 0.0
     first_only_prob: float = 0.0
+    first_frames: int = 1
     cond_noise: float = 0.0
     per_frame: bool = True
     cached: tuple[str, ...] = ()
@@ -170,7 +171,11 @@ class DenoiserTask:
         first = (level > 0) & (draw >= self.unconditional_prob)  # [B]
         last = first & (draw >= self.unconditional_prob + self.first_only_prob)
         index = jnp.arange(length)
-        given = (first[:, None] & (index == 0)) | (last[:, None] & (index == length - 1))
+        number = 1
+        if self.first_frames > 1:
+            more = jax.vmap(lambda key: jax.random.randint(key, (), 1, self.first_frames + 1))(draws.split(keys, 1)[0])
+            number = jnp.where(last, 1, more)[:, None]
+        given = (first[:, None] & (index < number)) | (last[:, None] & (index == length - 1))
         return given.astype(jnp.float32)
 
     def condition(

@@ -103,6 +103,7 @@ def build(config: ml_collections.ConfigDict, stage: str) -> Task:
         caption_dropout=process.caption_dropout,
         unconditional_prob=process.unconditional_prob,
         first_only_prob=process.first_only_prob,
+        first_frames=process.first_frames,
         cond_noise=process.cond_noise,
         per_frame=config.text.per_frame,
         cached=cached(config, section),

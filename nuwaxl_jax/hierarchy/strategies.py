@@ -1,0 +1,75 @@
+"""Ways to make F frames out of segments of L: the paper's, and what it is compared with.
+
+diffusion_over_diffusion  the paper's tree (section 3.3): levels one after the other, a level's segments at once.
+autoregressive            a sliding window: each segment is given the last `overlap` frames of the one before, the
+                          paper's "autoregressive over diffusion" (its Table 1 compares with FDM so conditioned).
+hierarchy_2               after the Flexible Diffusion Model's schedule of that name (arXiv:2205.11495): keyframes
+                          of stride L - 1 by a sliding window, then the gaps between them, each given both ends. Ours
+                          fills the gaps at once, theirs one after the other; theirs has one network for any choice of
+                          frames, ours the networks of strides L - 1 and 1.
+independent               segments that know nothing of one another but their prompts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from nuwaxl_jax.hierarchy import plan as plan_lib
+
+Plans = tuple[plan_lib.LevelPlan, ...]
+
+
+def _tree(num_frames: int, length: int, depth: int, overlap: int) -> Plans:
+    del overlap
+    return plan_lib.make_plan(num_frames, length, network_depth=depth)
+
+
+def _windows(num_frames: int, length: int, depth: int, overlap: int) -> Plans:
+    return (plan_lib.autoregressive_plan(num_frames, length, overlap, depth - 1),)
+
+
+def _hierarchy_2(num_frames: int, length: int, depth: int, overlap: int) -> Plans:
+    if num_frames <= length:
+        return _windows(num_frames, length, depth, overlap)
+    if depth < 2:
+        raise ValueError("hierarchy.strategy: hierarchy_2 needs networks of two strides; train with hierarchy.depth=2")
+    finest = plan_lib.make_plan(num_frames, length)[-1]
+    keyframes = finest.num_segments + 1
+    first = plan_lib.autoregressive_plan(keyframes, length, overlap, depth - 2, stride=length - 1)
+    return first, dataclasses.replace(finest, level=1, network_level=depth - 1)
+
+
+def _independent(num_frames: int, length: int, depth: int, overlap: int) -> Plans:
+    del overlap
+    return (plan_lib.independent_plan(num_frames, length, depth - 1),)
+
+
+def plans(strategy: str, num_frames: int, length: int, depth: int, overlap: int) -> Plans:
+    """The levels, first to last.
+
+    Args:
+      strategy: of `STRATEGIES`.
+      num_frames: F >= 2.
+      length: L, frames of a segment.
+      depth: levels that the networks were trained for.
+      overlap: frames that a sliding window is given.
+
+    Raises:
+      ValueError: the networks do not suffice, or an unknown strategy.
+    """
+    if strategy not in STRATEGIES:
+        raise ValueError(f"hierarchy.strategy is {strategy!r}; choose one of {', '.join(STRATEGIES)}")
+    return STRATEGIES[strategy](num_frames, length, depth, overlap)
+
+
+def knows_no_future(strategy: str) -> bool:
+    """Whether segments of stride 1 are made without their last frame given: such ones need noise to start from."""
+    return strategy in ("autoregressive", "independent")
+
+
+STRATEGIES = {
+    "diffusion_over_diffusion": _tree,
+    "autoregressive": _windows,
+    "hierarchy_2": _hierarchy_2,
+    "independent": _independent,
+}
