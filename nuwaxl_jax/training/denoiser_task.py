@@ -167,13 +167,15 @@ class DenoiserTask:
 
     def given_frames(self, level: jax.Array, length: int, keys: jax.Array) -> jax.Array:
         """1.0 where a frame is given, float32 [B, L]."""
+        if self.first_frames > 1:
+            keys, number_keys = draws.split(keys, 2)
         draw = draws.uniform(keys)
         first = (level > 0) & (draw >= self.unconditional_prob)  # [B]
         last = first & (draw >= self.unconditional_prob + self.first_only_prob)
         index = jnp.arange(length)
         number = 1
         if self.first_frames > 1:
-            more = jax.vmap(lambda key: jax.random.randint(key, (), 1, self.first_frames + 1))(draws.split(keys, 1)[0])
+            more = jax.vmap(lambda key: jax.random.randint(key, (), 1, self.first_frames + 1))(number_keys)
             number = jnp.where(last, 1, more)[:, None]
         given = (first[:, None] & (index < number)) | (last[:, None] & (index == length - 1))
         return given.astype(jnp.float32)

@@ -13,6 +13,7 @@ from nuwaxl_jax.hierarchy import frames as frames_lib
 from nuwaxl_jax.hierarchy import generate
 from nuwaxl_jax.hierarchy import plan as plan_lib
 from nuwaxl_jax.hierarchy import program
+from nuwaxl_jax.hierarchy import strategies
 
 LENGTH = 8
 LATENT = (4, 4, 3)
@@ -374,3 +375,17 @@ def test_sliding_window_does_not_depend_on_chunks_or_devices(params, kwargs):
     np.testing.assert_array_equal(
         sliding(params, videos=3, overlap=3, **kwargs).latents, sliding(params, videos=3, overlap=3).latents
     )
+
+
+def test_keyframes_by_windows_and_gaps_at_once_keep_the_keyframes(params):
+    plans = strategies.plans("hierarchy_2", 50, LENGTH, 3, 2)
+    made = autoregressive.generate_autoregressive(
+        sample_segments, params, plans, jax.random.key(0), prompts(2, 50), LATENT, microbatch=(1, 2)
+    )
+    assert made.latents.shape == (2, 50, *LATENT)
+    assert [timing["segments"] for timing in made.timings] == [2 * 1, 2 * 7]
+    again = frames_lib.FrameLatents(2, plans, LATENT)
+    keyframes = np.isin(again.frame_ids, plans[0].frame_index)
+    again.array[:, keyframes], again.done[:, keyframes] = made.frames.array[:, keyframes], True
+    generate.generate_level(sample_segments, params, plans[1], jax.random.key(0), again, prompts(2, 50), microbatch=2)
+    np.testing.assert_array_equal(again.array[:, :50], made.latents)  # gaps follow from keyframes alone

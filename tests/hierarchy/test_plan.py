@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from nuwaxl_jax.hierarchy import plan as plan_lib
+from nuwaxl_jax.hierarchy import strategies
 
 
 @pytest.mark.parametrize(
@@ -126,3 +127,30 @@ def test_windows_of_known_videos():
     assert plan_lib.autoregressive_plan(226, 16, network_level=2).network_level == 2
     with pytest.raises(ValueError, match="overlap=16 leaves no new frame"):
         plan_lib.autoregressive_plan(226, 16, overlap=16)
+
+
+@pytest.mark.parametrize("strategy", list(strategies.STRATEGIES))
+def test_every_strategy_makes_every_frame_once_from_what_is_there(strategy):
+    for num_frames in (2, 3, 15, 16, 17, 31, 50, 226):
+        for overlap in (1, 5):
+            made, counted = set(), 0
+            for plan in strategies.plans(strategy, num_frames, 16, 3, overlap):
+                before = set(made)
+                for frame, given in zip(plan.frame_index, plan.given):
+                    assert set(frame[given].tolist()) <= (made if plan.sequential else before)
+                    made |= set(frame[~given].tolist())
+                    counted += int((~given).sum())
+            assert made >= set(range(num_frames)) and counted == len(made)
+
+
+def test_levels_of_known_baselines():
+    first, gaps = strategies.plans("hierarchy_2", 3376, 16, 3, 8)
+    assert (first.num_segments, first.stride, first.network_level) == (28, 15, 1)  # 226 keyframes, 8 new a window
+    assert (gaps.num_segments, gaps.stride, gaps.network_level) == (225, 1, 2)
+    [alone] = strategies.plans("independent", 3376, 16, 3, 1)
+    assert alone.num_segments == 211 and not alone.conditional and not alone.sequential
+    assert strategies.plans("hierarchy_2", 16, 16, 3, 8)[0].stride == 1  # one segment, as every strategy makes it
+    with pytest.raises(ValueError, match="hierarchy_2 needs networks of two strides"):
+        strategies.plans("hierarchy_2", 17, 16, 1, 1)
+    with pytest.raises(ValueError, match="choose one of diffusion_over_diffusion"):
+        strategies.plans("nearest", 17, 16, 1, 1)

@@ -133,6 +133,15 @@ def test_shares_of_unconditional_and_first_only_clips():
     assert np.asarray(task.given_frames(jnp.zeros(count, jnp.int32), L, _keys(count, 1))).sum() == 0
 
 
+def test_as_many_first_frames_as_asked_for_are_given_equally_often():
+    task = denoiser_task.DenoiserTask(FakeNetworks(), depth=3, first_only_prob=0.6, first_frames=3)
+    count = 4000
+    given = np.asarray(task.given_frames(jnp.ones(count, jnp.int32), L, _keys(count)))
+    rows = list(map(tuple, given.astype(int)))
+    shares = [rows.count(row) / count for row in ((1, 0, 0, 0, 0), (1, 1, 0, 0, 0), (1, 1, 1, 0, 0), (1, 0, 0, 0, 1))]
+    np.testing.assert_allclose(shares, [0.2, 0.2, 0.2, 0.4], atol=0.03)
+
+
 def test_latent_handover_gives_the_clean_scaled_latents_of_given_frames():
     networks, batch = FakeNetworks(), _batch()
     denoiser_task.DenoiserTask(networks, depth=3).loss(PARAMS, FROZEN, batch, _keys())
