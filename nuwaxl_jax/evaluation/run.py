@@ -112,8 +112,11 @@ def run(
     *,
     scope: Scope,
     measures: measures_lib.Measures | None,
+    real_scores: str = "",
 ) -> dict[str, Any]:
     """Evaluates a bundle; returns the record it wrote (of several processes the first).
+
+    real_scores: folder for what is found of real videos, which evaluations may share; '' = with everything else.
 
     Raises:
       SystemExit: 42, interrupted; the same call goes on.
@@ -123,6 +126,8 @@ def run(
     if unknown or "ground_truth" not in scope.ways:
         problem = f"{unknown[0]} is unknown" if unknown else "ground_truth is missing, by which all are measured"
         raise ValueError(f"--ways: {problem}; choose of {', '.join(stories.WAYS)}")
+    if not bundle["denoisers"] and any(way in stories.GENERATORS for way in scope.ways):
+        raise ValueError("--weights: holds a VAE alone; use --ways=ground_truth,vae_ceiling")
     num_frames = scope.frames or config_lib.window_frames(config)
     measures = _measures(scope, measures)
     others = 0 if measures is None else scope.told if scope.others < 0 else scope.others
@@ -131,38 +136,44 @@ def run(
     networks = networks_lib.build(config)
     out = pathlib.Path(workdir) / "eval"
     out.mkdir(parents=True, exist_ok=True)
-    protocol = {
+    real = {
         "frames": num_frames,
-        "split": "test",
+        "data": videos.protocol() | {"path": config.data.path},
+        "segment_length": config.hierarchy.segment_length,
+        "measures": measures.protocol() if measures else {},
+        "read": dataclasses.asdict(which) if measures else {},
+    }
+    protocol = {
         "seed": config.seed,
         "weights": card,
         "sampler": config.sampler.to_dict(),
         "hierarchy": config.hierarchy.to_dict(),
         "precision": "float32",
         "parameters": "exponential moving average",
-        "measures": measures.protocol() if measures else {},
-        "read": dataclasses.asdict(which) if measures else {},
+        **real,
         "backend": jax.default_backend(),
         "cores": os.cpu_count(),
     }
     protocol = hosts.of_first(protocol)
     ledger = ledger_lib.Ledger(out / "scores", protocol)
+    kept = ledger_lib.Ledger(real_scores or out / "scores", {"real": real, "stories": scope.told})
 
     def keep_strip(way: str, story: int, frames: np.ndarray) -> None:
         if story == 0:
             shown = [frames[i] for i in np.linspace(0, len(frames) - 1, 16).astype(int)]
-            Image.fromarray(np.concatenate(shown, axis=1)).save(ledger.folder / f"{way}_strip.png")
+            Image.fromarray(np.concatenate(shown, axis=1)).save(job.ledger_of(way).folder / f"{way}_strip.png")
 
     line = f"{out}: interrupted; the same command goes on with what is kept in {ledger.folder}"
     with interrupts.apart(line, "stopping after this device call; stories scored are kept") as stop:
-        of = dict(stories=scope.told, others=others, measures=measures, which=which, ledger=ledger)
+        of = dict(stories=scope.told, others=others, measures=measures, which=which, ledger=ledger, real=kept)
         job = stories.Job(config, networks, bundle, videos, **of, on_video=keep_strip, stop=stop)
         told = stories.tell(job, scope.ways)
-        for level in range(config.hierarchy.depth):
+        levels = range(config.hierarchy.depth if bundle["denoisers"] else 0)
+        for level in levels:
             if ledger_lib.is_mine(level) and ledger.read("denoising", level) is None:
                 errors = denoising.of_level(config, networks, bundle, level, stop=stop)
                 ledger.write("denoising", level, {"errors": errors})
-        denoised = ledger.collect("denoising", config.hierarchy.depth, stop)
+        denoised = ledger.collect("denoising", len(levels), stop)
     record = {
         "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "protocol": protocol | {"stories": scope.told, "others": others},
@@ -177,7 +188,8 @@ def run(
         "stories": told,
     }
     if jax.process_index() == 0:
-        _write(out, ledger.folder, record)
+        strips = [job.ledger_of(way).folder / f"{way}_strip.png" for way in told]
+        _write(out, strips, record)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("the first host has written the evaluation")
     return record
@@ -186,7 +198,7 @@ def run(
 def _metrics(job: stories.Job, ways: Sequence[str], protocol: dict[str, Any]) -> dict[str, Any]:
     """way -> metric -> record, all against the told stories' own videos."""
     assert job.measures is not None
-    read = lambda way, count: [job.ledger.arrays(way, i) for i in range(count)]
+    read = lambda way, count: [job.ledger_of(way).arrays(way, i) for i in range(count)]
     real, data, out = read("ground_truth", job.stories), job.videos.protocol(), {}
     model = {name: protocol[name] for name in ("weights", "seed", "sampler", "hierarchy", "precision", "parameters")}
     for way in ways:
@@ -203,20 +215,20 @@ def _others(job: stories.Job) -> dict[str, Any]:
     """metric -> record, of videos of other stories: what these distances are between real videos."""
     if job.measures is None or job.others < protocols.MIN_VIDEOS:
         return {}
-    job.ledger.collect(stories.OTHER, job.others, job.stop)
+    job.real.collect(stories.OTHER, job.others, job.stop)
     real, made = (
-        [job.ledger.arrays(way, i) for i in range(count)]
+        [job.real.arrays(way, i) for i in range(count)]
         for way, count in (("ground_truth", job.stories), (stories.OTHER, job.others))
     )
     common = dict(data=job.videos.protocol(), subject={"way": stories.OTHER})
     return protocols.records(real, made, job.which, job.measures, paired=False, **common)
 
 
-def _write(out: pathlib.Path, kept: pathlib.Path, record: dict[str, Any]) -> None:
-    """The files of an evaluation; strips of frames are in `kept`."""
+def _write(out: pathlib.Path, strips: Sequence[pathlib.Path], record: dict[str, Any]) -> None:
+    """The files of an evaluation, of strips of frames, one a way."""
     told = record["stories"]
     files.write_json(out / "eval.json", record)
-    sheet = np.concatenate([np.asarray(Image.open(kept / f"{way}_strip.png")) for way in told], axis=0)
+    sheet = np.concatenate([np.asarray(Image.open(strip)) for strip in strips], axis=0)
     Image.fromarray(sheet).save(out / "story0.png")
     made = "eval.json, story0.png"
     if all("summary" in told[way] for way in told):

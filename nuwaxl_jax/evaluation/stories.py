@@ -38,6 +38,7 @@ GENERATORS: Mapping[str, Mapping[str, Any]] = {
     "autoregressive": {"hierarchy.strategy": "autoregressive"},
     "hierarchy_2": {"hierarchy.strategy": "hierarchy_2"},
     "independent": {"hierarchy.strategy": "independent"},
+    "side_by_side": {"hierarchy.strategy": "side_by_side"},
 }
 WAYS = (*REAL, *GENERATORS)
 USUAL = (*REAL, "nuwa_xl", "autoregressive")
@@ -56,7 +57,7 @@ class Job:
       config, networks, bundle: the model.
       videos: real ones; the first `stories` are told, the next `others` are measured beside them.
       measures, which: feature networks (None: nothing is measured), and the frames that they read.
-      ledger: where results are kept.
+      ledger: where results are kept. real: the same of what no model has touched, which evaluations may share.
       on_video: called for each video that is made here, not for those that the ledger knows.
       stop: called after each device call and each story, and may raise.
     """
@@ -70,6 +71,7 @@ class Job:
     measures: measures_lib.Measures | None
     which: measures_lib.Frames
     ledger: ledger_lib.Ledger
+    real: ledger_lib.Ledger
     on_video: OnVideo = lambda way, story, frames: None
     stop: Callable[[], None] = lambda: None
 
@@ -77,6 +79,10 @@ class Job:
     def index(self) -> np.ndarray:
         """All frames of a video."""
         return np.arange(self.videos.num_frames)
+
+    def ledger_of(self, way: str) -> ledger_lib.Ledger:
+        """Where a way's results are."""
+        return self.real if way in ("ground_truth", OTHER) else self.ledger
 
     def features(self, frames: np.ndarray, captions: Sequence[str]) -> dict[str, np.ndarray] | None:
         """What the networks read of a video; None where nothing is measured."""
@@ -150,16 +156,16 @@ def tell(job: Job, ways: Sequence[str] = USUAL) -> dict[str, Any]:
         for way in ways:
             kind = [w for w in ways if (w in GENERATORS) == (way in GENERATORS)]  # dealt out apart: cost differs
             mine = ledger_lib.is_mine(group * len(kind) + kind.index(way))
-            if mine and None in [job.ledger.read(way, i) for i in members]:
+            if mine and None in [job.ledger_of(way).read(way, i) for i in members]:
                 for story, frames, extra in _tell_group(way, members, job, captions):
                     _keep(way, story, frames, captions[story - first], extra, job)
     for i in range(job.others):
-        if ledger_lib.is_mine(i) and job.ledger.read(OTHER, i) is None:
+        if ledger_lib.is_mine(i) and job.real.read(OTHER, i) is None:
             number = job.stories + i
             frames, captions = (read(number, job.index) for read in (job.videos.frames, job.videos.captions))
-            job.ledger.write(OTHER, i, {}, job.features(frames, captions))
+            job.real.write(OTHER, i, {}, job.features(frames, captions))
             job.stop()
-    return {way: _joined(job.ledger.collect(way, job.stories, job.stop)) for way in ways}
+    return {way: _joined(job.ledger_of(way).collect(way, job.stories, job.stop)) for way in ways}
 
 
 def _keep(way: str, story: int, frames: np.ndarray, captions: Sequence[str], result: dict[str, Any], job: Job) -> None:
@@ -168,7 +174,7 @@ def _keep(way: str, story: int, frames: np.ndarray, captions: Sequence[str], res
         length = job.config.hierarchy.segment_length
         result = result | {"score": story_score.story_score(frames, captions, segment_length=length)}
     job.on_video(way, story, frames)
-    job.ledger.write(way, story, result, job.features(frames, captions))
+    job.ledger_of(way).write(way, story, result, job.features(frames, captions))
     shown = result.get("score", result)
     shown = {k: round(v, 4) for k, v in shown.items() if isinstance(v, float)}
     print(f"{way}, story {story + 1} of {job.stories}: {shown}", file=sys.stderr, flush=True)

@@ -8,11 +8,16 @@ hierarchy_2               after the Flexible Diffusion Model's schedule of that 
                           fills the gaps at once, theirs one after the other; theirs has one network for any choice of
                           frames, ours the networks of strides L - 1 and 1.
 independent               segments that know nothing of one another but their prompts.
+side_by_side              whole trees of the networks' depth, as many as it takes, that know nothing of one another:
+                          what a video longer than a tree can be made of. The paper does not say how its depths 1 and
+                          2 make 1024 frames (Table 2c); with depth 1 this is `independent`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+
+import numpy as np
 
 from nuwaxl_jax.hierarchy import plan as plan_lib
 
@@ -44,6 +49,21 @@ def _independent(num_frames: int, length: int, depth: int, overlap: int) -> Plan
     return (plan_lib.independent_plan(num_frames, length, depth - 1),)
 
 
+def _side_by_side(num_frames: int, length: int, depth: int, overlap: int) -> Plans:
+    del overlap
+    whole = plan_lib.tree_frames(length, depth)
+    starts = range(0, num_frames, whole)
+    trees = [plan_lib.make_plan(max(2, min(whole, num_frames - s)), length, depth) for s in starts]
+    return tuple(
+        dataclasses.replace(
+            levels[0],
+            frame_index=np.concatenate([level.frame_index + start for start, level in zip(starts, levels)]),
+            given=np.concatenate([level.given for level in levels]),
+        )
+        for levels in zip(*trees)
+    )
+
+
 def plans(strategy: str, num_frames: int, length: int, depth: int, overlap: int) -> Plans:
     """The levels, first to last.
 
@@ -72,4 +92,5 @@ STRATEGIES = {
     "autoregressive": _windows,
     "hierarchy_2": _hierarchy_2,
     "independent": _independent,
+    "side_by_side": _side_by_side,
 }

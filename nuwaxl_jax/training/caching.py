@@ -98,7 +98,7 @@ def key_of(
     data = _data_of(config, stage).data.to_dict()
     fields = tasks.cached(config, section)
     if "text" in fields and text is None:
-        text = lineage.first_params(config, workdir, stage)["text"]
+        text = lineage.first_text(config, workdir, stage)
     key = dict(
         stage=stage,
         seed=seed_of(config, stage),
@@ -214,7 +214,7 @@ def _run_stage(
     section = lineage.section_of(stage)
     task = tasks.build(config, stage)
     frozen = lineage.frozen_of(config, workdir, stage)
-    text = lineage.first_params(config, workdir, stage)["text"] if "text" in task.cached else None
+    text = lineage.first_text(config, workdir, stage) if "text" in task.cached else None
     items = pipeline.make_items(_data_of(config, stage), "train", section, seed=seed_of(config, stage))
     key = key_of(config, workdir, stage, items.source, text)
     folder = store.Folder.create(os.path.join(config.data.cache, stage), key, count)

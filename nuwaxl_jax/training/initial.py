@@ -29,12 +29,23 @@ def latent_stats_of(config: ml_collections.ConfigDict) -> dict[str, np.ndarray]:
     return {name: bundle[name] for name in ("latent_shift", "latent_scale")}
 
 
+def has(config: ml_collections.ConfigDict, section: str) -> bool:
+    """Whether the file holds what a stage of that part of config.train trains; some hold a VAE alone."""
+    if section in ("image_vae", "vae"):
+        return True
+    return bool(weights.load(config.train.init_from, only=("latent_", "denoisers/0/"))[0]["denoisers"])
+
+
 def params_of(config: ml_collections.ConfigDict, stage: str, section: str, level: int = 0) -> Any:
     """The parameters that `stage` (of config.train.<section>; `level`: whose denoiser) starts from.
+
+    None where the file has a VAE alone and the stage trains a denoiser.
 
     Raises:
       ValueError: an array of the file has another shape than the config's.
     """
+    if not has(config, section):
+        return None
     metrics.say(f"{stage}: starts from {config.train.init_from}")
     if section in ("image_vae", "vae"):
         return vae_of(config)

@@ -125,7 +125,9 @@ def stage_before(workdir: str, stage: str) -> str:
 
 def is_pretrained(config: ml_collections.ConfigDict, workdir: str, stage: str) -> bool:
     """Whether some of the stage's layers were trained before it."""
-    return bool(config.train.init_from or stage_before(workdir, stage))
+    if stage_before(workdir, stage):
+        return True
+    return bool(config.train.init_from) and initial.has(config, section_of(stage))
 
 
 def first_params(config: ml_collections.ConfigDict, workdir: str, stage: str) -> Any:
@@ -137,3 +139,12 @@ def first_params(config: ml_collections.ConfigDict, workdir: str, stage: str) ->
     if config.train.init_from:
         return initial.params_of(config, stage, section_of(stage), level_of(stage) or 0)
     return None
+
+
+def first_text(config: ml_collections.ConfigDict, workdir: str, stage: str) -> Any:
+    """The text encoder of `first_params`. ValueError: nothing has trained one."""
+    first = first_params(config, workdir, stage)
+    if first is None:
+        problem = "leaves the text encoder as it is, and nothing has trained one"
+        raise ValueError(f"train.{section_of(stage)}.trainable: {problem}; train it too, or give it in train.init_from")
+    return first["text"]

@@ -154,3 +154,17 @@ def test_levels_of_known_baselines():
         strategies.plans("hierarchy_2", 17, 16, 1, 1)
     with pytest.raises(ValueError, match="choose one of diffusion_over_diffusion"):
         strategies.plans("nearest", 17, 16, 1, 1)
+
+
+@pytest.mark.parametrize("num_frames", [9, 10, 11, 20, 31, 47])
+def test_trees_side_by_side_share_no_frame(num_frames):
+    levels = strategies.plans("side_by_side", num_frames, 4, 2, 1)  # trees of 10 frames
+    made, counted = set(), 0
+    for level in levels:
+        assert set(level.frame_index[level.given].tolist()) <= made
+        made |= set(level.frame_index[~level.given].tolist())
+        counted += int((~level.given).sum())
+    assert made >= set(range(num_frames)) and counted == len(made)
+    assert levels[0].num_segments == -(-num_frames // 10) and [level.stride for level in levels] == [3, 1]
+    inside = [set((frame // 10).tolist()) for level in levels for frame in level.frame_index if frame[-1] < num_frames]
+    assert all(len(tree) == 1 for tree in inside)

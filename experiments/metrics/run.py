@@ -1,0 +1,226 @@
+"""Do the metrics see what is wrong with a video? Rendered toons stories, damaged in known ways, against themselves.
+
+    pip install '.[metrics]'
+    python experiments/metrics/run.py [--stories=16] [--frames=226] [--table]
+
+Each damage is done to the same held-out stories; what is measured is kept in --work as it comes, so the command goes on
+where it stopped. results.json and plot.png beside this file hold the figures and the pictures; `--table` prints the
+table of results.json alone. `--dry_run` does two stories of 32 frames and writes nothing here.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+from typing import Callable
+
+import jax
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from nuwaxl_jax import config as config_lib
+from nuwaxl_jax import files
+from nuwaxl_jax.evaluation import held_out
+from nuwaxl_jax.evaluation import image_metrics
+from nuwaxl_jax.evaluation import ledger as ledger_lib
+from nuwaxl_jax.evaluation import measures as measures_lib
+from nuwaxl_jax.evaluation import protocols
+from nuwaxl_jax.evaluation import story_score
+
+HERE = pathlib.Path(__file__).parent
+SHOWN = ("scene", "colour", "shape", "exact", "identity", "step", "action", "border_ratio")
+SEED = 7
+OTHERS_FROM = 64  # number of the first of the other stories
+
+
+def blur(frames: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian, of so many pixels."""
+    return ndimage.gaussian_filter(frames, sigma=(0, sigma, sigma, 0))
+
+
+def noise(frames: np.ndarray, deviation: float) -> np.ndarray:
+    """White, of so many grey levels."""
+    added = np.random.default_rng(SEED).normal(scale=deviation, size=frames.shape)
+    return np.clip(frames + added, 0, 255).round().astype(np.uint8)
+
+
+def swap_colours(frames: np.ndarray) -> np.ndarray:
+    """Red is blue and blue is red."""
+    return frames[..., ::-1].copy()
+
+
+def freeze(frames: np.ndarray) -> np.ndarray:
+    """The first frame for ever."""
+    return np.broadcast_to(frames[:1], frames.shape).copy()
+
+
+def slow(frames: np.ndarray, times: int) -> np.ndarray:
+    """Each frame so many times, from the first on."""
+    return frames[np.arange(len(frames)) // times]
+
+
+def shuffle_blocks(frames: np.ndarray, block: int = 16) -> np.ndarray:
+    """Whole blocks in another order; what is left over stays at the end."""
+    count = len(frames) // block
+    order = np.random.default_rng(SEED).permutation(count)
+    moved = frames[: count * block].reshape(count, block, *frames.shape[1:])[order]
+    return np.concatenate([moved.reshape(-1, *frames.shape[1:]), frames[count * block :]])
+
+
+def shuffle_frames(frames: np.ndarray, block: int = 16) -> np.ndarray:
+    """Frames in another order, within each block alone."""
+    rng = np.random.default_rng(SEED)
+    order = [first + rng.permutation(min(block, len(frames) - first)) for first in range(0, len(frames), block)]
+    return frames[np.concatenate(order)]
+
+
+def flicker(frames: np.ndarray, every: int, gain: float) -> np.ndarray:
+    """Every so many frames one that is brighter: what joins of segments look like when they fail."""
+    out = frames.copy()
+    out[every::every] = np.clip(frames[every::every] * gain, 0, 255).round().astype(np.uint8)
+    return out
+
+
+# Damage -> (what does it, what must get worse).
+DAMAGES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], tuple[str, ...]]] = {
+    "blur, 0.5 pixels": (lambda v: blur(v, 0.5), ("b_fvd_16", "frechet_stills", "psnr", "ssim")),
+    "blur, 1 pixel": (lambda v: blur(v, 1.0), ("b_fvd_16", "frechet_stills", "psnr", "ssim")),
+    "blur, 2 pixels": (lambda v: blur(v, 2.0), ("b_fvd_16", "frechet_stills", "psnr", "ssim", "shape")),
+    "noise, 10 grey levels": (lambda v: noise(v, 10.0), ("b_fvd_16", "frechet_stills", "psnr", "ssim")),
+    "swapped colours": (swap_colours, ("b_fvd_16", "frechet_stills", "psnr", "colour", "exact")),
+    "frozen": (freeze, ("b_fvd_16", "fvd_spread_16", "frechet_stills", "psnr", "action")),
+    "half speed": (lambda v: slow(v, 2), ("b_fvd_16", "psnr", "exact")),
+    "blocks shuffled": (shuffle_blocks, ("b_fvd_16", "fvd_spread_16", "psnr", "step", "exact")),
+    "frames shuffled in blocks": (shuffle_frames, ("b_fvd_16", "psnr", "step", "action")),
+    "flicker every 15 frames, 10 % brighter": (lambda v: flicker(v, 15, 1.1), ("b_fvd_16", "psnr", "border_ratio")),
+    "flicker every 15 frames, 50 % brighter": (lambda v: flicker(v, 15, 1.5), ("b_fvd_16", "psnr", "border_ratio")),
+}
+LOWER_IS_BETTER = ("b_fvd_16", "b_fvd_16_pooled", "fvd_16", "fvd_spread_16", "frechet_stills", "border_ratio")
+
+
+def measure(
+    label: str,
+    number: int,
+    videos: held_out.HeldOut,
+    measures: measures_lib.Measures,
+    which: measures_lib.Frames,
+    ledger: ledger_lib.Ledger,
+) -> None:
+    """One story with one damage, into the ledger."""
+    name = label.replace(" ", "_").replace(",", "").replace("%", "percent")
+    if ledger.read(name, number) is not None:
+        return
+    index = np.arange(which.num_frames)
+    real, captions = videos.frames(number, index), videos.captions(number, index)
+    made = DAMAGES[label][0](real) if label in DAMAGES else real
+    score = story_score.story_score(made, captions)
+    fidelity = {kind: float(getattr(image_metrics, kind)(real, made).mean()) for kind in ("psnr", "ssim")}
+    features = measures.read(made, captions, which)
+    ledger.write(name, number, {"score": {k: score[k] for k in SHOWN} | fidelity}, features)
+
+
+def gather(label: str, stories: int, others: int, which, measures, ledger, data) -> dict[str, float | None]:
+    """Means of the scores, and distances from the undamaged stories."""
+    name = label.replace(" ", "_").replace(",", "").replace("%", "percent")
+    scores = [ledger.read(name, i)["score"] for i in range(stories)]
+    means = {}
+    for kind in scores[0]:
+        values = [score[kind] for score in scores if score[kind] is not None]
+        means[kind] = round(float(np.mean(values)), 4) if values else None
+    real = [ledger.arrays("undamaged", i) for i in range(stories)]
+    made = [ledger.arrays(name, i) for i in range(stories)] if label != "other_stories" else None
+    if label == "other_stories":
+        made = [ledger.arrays(name, i) for i in range(others)]
+    paired = label != "other_stories"
+    records = protocols.records(real, made, which, measures, paired=paired, data=data, subject={"damage": label})
+    return means | {kind: round(record["value"], 4) for kind, record in records.items()}
+
+
+def verdicts(rows: dict[str, dict]) -> dict[str, dict[str, bool]]:
+    """Damage -> metric -> whether it moved the right way, of those that must."""
+    before, out = rows["undamaged"], {}
+    for label, (_, wanted) in DAMAGES.items():
+        out[label] = {}
+        for kind in wanted:
+            new, old = rows[label].get(kind), before.get(kind, 0.0)
+            if new is None or old is None:
+                continue
+            out[label][kind] = new > old if kind in LOWER_IS_BETTER else new < old
+    return out
+
+
+def table(rows: dict[str, dict]) -> str:
+    """Markdown; bold where a metric had to move, and did; struck through where it did not."""
+    kinds = ("b_fvd_16", "fvd_spread_16", "frechet_stills", "psnr", "ssim", *SHOWN)
+    moved = verdicts(rows)
+    lines = ["| | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
+    for label, row in rows.items():
+        cells = []
+        for kind in kinds:
+            value = row.get(kind)
+            cell = "-" if value is None else f"{value:.4g}"
+            right = moved.get(label, {}).get(kind)
+            cells.append(cell if right is None else f"**{cell}**" if right else f"~~{cell}~~")
+        lines.append(f"| {label.replace('_', ' ')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def picture(videos: held_out.HeldOut) -> Image.Image:
+    """Rows: damages. Columns: frames 0, 8, 15, 16, 40, 41 and 100 of the first story."""
+    frames = videos.frames(0, np.arange(videos.num_frames))
+    shown = [i for i in (0, 8, 15, 16, 40, 41, 100) if i < len(frames)]
+    rows = [np.concatenate([v[i] for i in shown], axis=1) for v in (frames, *(d(frames) for d, _ in DAMAGES.values()))]
+    return Image.fromarray(np.concatenate(rows, axis=0))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stories", type=int, default=16)
+    parser.add_argument("--frames", type=int, default=226)
+    parser.add_argument("--blocks", type=int, default=4)
+    parser.add_argument("--stills", type=int, default=8)
+    parser.add_argument("--inception", default="", help="FID's weights; without, I3D at rest stands in")
+    parser.add_argument("--work", default="runs/metrics", help="folder of what is measured so far")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--dry_run", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.table:
+        print(table(json.loads((HERE / "results.json").read_text())["rows"]))
+        return
+    if arguments.dry_run:
+        arguments.stories, arguments.frames, arguments.blocks, arguments.stills = 2, 32, 1, 1
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    config = config_lib.default()
+    measures = measures_lib.Measures.load(inception=arguments.inception)
+    which = measures_lib.choose(arguments.frames, 16, arguments.blocks, arguments.stills)
+    videos = held_out.HeldOut(config, OTHERS_FROM + arguments.stories, arguments.frames)
+    data = videos.protocol()
+    protocol = {"data": data, "measures": measures.protocol(), "frames": arguments.frames, "blocks": which.blocks}
+    ledger = ledger_lib.Ledger(arguments.work, protocol | {"stills": which.stills, "damages": list(DAMAGES)})
+    for number in range(arguments.stories):
+        for label in ("undamaged", *DAMAGES):
+            measure(label, number, videos, measures, which, ledger)
+        other = OTHERS_FROM + number
+        if ledger.read("other_stories", number) is None:
+            frames, captions = (read(other, np.arange(arguments.frames)) for read in (videos.frames, videos.captions))
+            score = story_score.story_score(frames, captions)
+            features = measures.read(frames, captions, which)
+            ledger.write("other_stories", number, {"score": {k: score[k] for k in SHOWN}}, features)
+        print(f"story {number + 1} of {arguments.stories}", flush=True)
+    labels = ("undamaged", *DAMAGES, "other_stories")
+    counts = arguments.stories, arguments.stories
+    rows = {label: gather(label, *counts, which, measures, ledger, data) for label in labels}
+    print(table(rows))
+    wrong = [
+        f"{label}: {kind}" for label, moved in verdicts(rows).items() for kind, right in moved.items() if not right
+    ]
+    print("moved the wrong way: " + ("; ".join(wrong) if wrong else "none"))
+    if not arguments.dry_run:
+        record = {"protocol": protocol | {"stories": arguments.stories, "stills": which.stills}, "rows": rows}
+        files.write_json(HERE / "results.json", record)
+        picture(videos).save(HERE / "plot.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The studies in experiments/: every arm is a config that can be trained, and a dry run goes from start to table."""
+
+import ast
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from nuwaxl_jax import config as config_lib
+from nuwaxl_jax.evaluation import stories
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+STUDIES = ("table1", "table2a", "table2b", "table2c", "table2d", "ours")
+
+
+def _load(path):
+    spec = importlib.util.spec_from_file_location(path.parent.name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_arm_is_a_config_that_trains_and_a_way_that_is_told(name, toons_presets):
+    study = _load(ROOT / "experiments" / name / "run.py").STUDY
+    names = [arm.name for arm in study.arms]
+    assert len(set(names)) == len(names) and study.folder == ROOT / "experiments" / name
+    trained = set()
+    for arm in study.arms:
+        config = toons_presets.get_config(study.preset)
+        fields = [*arm.train, *arm.sample, f"train.stages={study.stages!r}"]
+        flat = {}
+        for field in fields:
+            key, value = field.split("=", 1)
+            config_lib.check_field(key)
+            flat[key] = _value(value)
+        config.update_from_flattened_dict(flat)
+        config_lib.validate_training(config)
+        assert arm.way in stories.WAYS and (not arm.like or arm.like in names)
+        if not arm.like:
+            assert arm.train not in trained, "two arms that are the same"
+            trained.add(arm.train)
+
+
+def _value(text):
+    """As flags read it: numbers, tuples and booleans, else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+@pytest.mark.slow
+def test_a_dry_run_trains_tells_and_tabulates_and_goes_on_from_what_is_kept(tmp_path):
+    env = dict(
+        os.environ, XLA_FLAGS="--xla_backend_optimization_level=0", PYTHONPATH=str(ROOT), PYTHONWARNINGS="ignore"
+    )
+    command = [sys.executable, str(ROOT / "experiments" / "table2b" / "run.py"), "--dry_run", "--only=top_up"]
+    command += ["--seeds=0", f"--work={tmp_path}", "--stories=1", "--frames=10"]
+    run = lambda: subprocess.run(command, capture_output=True, text=True, env=env, timeout=500)
+    first = run()
+    assert first.returncode == 0, first.stdout[-2000:] + first.stderr[-2000:]
+    assert "| top_up | 10 | 1 |" in first.stdout
+    [row] = json.loads(next(tmp_path.rglob("table2b/results.json")).read_text()).values()
+    assert {"exact", "denoising_1", "seconds", "calls"} <= set(row)
+    again = run()
+    assert again.returncode == 0 and "trained in" not in again.stdout and "| top_up | 10 | 1 |" in again.stdout
