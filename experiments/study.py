@@ -185,8 +185,9 @@ class Runner:
                 flags.append(f"--weights={weights}")
             self._command("eval", workdir, *flags)
             row = self._row(arm, seed, json.loads((workdir / "eval" / "eval.json").read_text()))
+            shown = {name: round(row[name], 4) for name in self.study.shown if name in row}
             files.write_json(self.results, self.rows() | {f"{arm.name}/{seed}/{frames}": row})
-            print(f"{arm.name}, seed {seed}, {frames} frames: {time.perf_counter() - begin:.0f} s: {row}", flush=True)
+            print(f"{arm.name}, seed {seed}, {frames} frames: {time.perf_counter() - begin:.0f} s: {shown}", flush=True)
 
     def rows(self) -> dict[str, dict[str, float]]:
         """'arm/seed/frames' -> figures, of what is finished."""
@@ -258,7 +259,12 @@ def main(study: Study, description: str) -> None:
             for arm in study.arms:
                 if arm.name in wanted:
                     runner.run(arm, seed)
-    print(table(study, runner.rows()))
+    rows = runner.rows()
+    print(table(study, rows))
+    if rows and not arguments.table:
+        import study_plot
+
+        study_plot.draw(study, rows, interval).save(runner.results.with_name("plot.png"))
 
 
 def _export(source: str, what: str, file: str, vae: str) -> None:

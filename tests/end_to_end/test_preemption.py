@@ -171,6 +171,15 @@ def test_told_to_stop_in_each_phase_goes_on_to_the_same_end(folder, undisturbed,
         assert left(target) == undisturbed(name)
 
 
+@pytest.mark.parametrize("name", ["cache", "sample", "eval"])
+def test_four_processes_leave_what_one_leaves(folder, undisturbed, name):
+    flags, _, left = CHAINS[name]
+    target = folder / f"{name}_4"
+    ended = _launch("none", [*flags(target), f"--workdir={target}"], 4)
+    assert [status for status, _ in ended] == [0] * 4, "".join(said[-3000:] for _, said in ended)
+    assert left(target) == undisturbed(name)
+
+
 _PROGRAM = """#!/bin/sh
 if [ -e told ]; then while read path; do echo a cat sits; done; exit; fi
 touch told

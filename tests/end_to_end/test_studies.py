@@ -69,3 +69,8 @@ def test_a_dry_run_trains_tells_and_tabulates_and_goes_on_from_what_is_kept(tmp_
     assert {"exact", "denoising_1", "seconds", "calls"} <= set(row)
     again = run()
     assert again.returncode == 0 and "trained in" not in again.stdout and "| top_up | 10 | 1 |" in again.stdout
+
+
+def test_the_page_of_results_is_what_the_data_give():
+    page = _load(ROOT / "experiments" / "results_page.py")
+    assert page.PAGE.read_text(encoding="utf-8") == page.page(), "python experiments/results_page.py"

@@ -1,0 +1,118 @@
+"""Writes RESULTS.md beside this file: every study's table beside the paper's own numbers, from the stored data alone.
+
+    python experiments/results_page.py [--check]
+
+`--check` writes nothing and ends with status 1 where the page is not what the data give.
+"""
+
+import argparse
+import importlib.util
+import json
+import pathlib
+import re
+
+from nuwaxl_jax import files
+
+HERE = pathlib.Path(__file__).resolve().parent
+PAGE = HERE / "RESULTS.md"
+STUDIES = ("table1", "table2a", "table2b", "table2c", "table2d", "ours")
+HEAD = """# Results
+
+Made by `python experiments/results_page.py` from the data in these folders. The command above each table makes its
+numbers.
+
+**What can be compared with the paper, and what cannot.** The paper's numbers are of FlintstonesHD, which was never
+released, with networks, training and evaluation sizes that it does not state. Ours are of toons, a procedural cartoon,
+at 64x64 pixels, with small networks trained for minutes on CPU cores. No number of ours stands beside one of theirs as
+the same quantity. What can be compared is the *order* of arms and the *direction* in which figures move. Figures are
+means over seeds, with 95 % intervals by Student's t where there are several; B-FVD uses the true I3D and a few stories
+only, so its level is biased (see the other stories' distance in the first table) and only arms of one table compare.
+Avg-FID needs FID's weights, which were not at hand: `frechet_stills` is the same distance of I3D's features of single
+frames.
+"""
+
+
+def _load(path: pathlib.Path):
+    spec = importlib.util.spec_from_file_location(path.parent.name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _paper(name: str, paper: dict) -> list[str]:
+    if name not in paper:
+        return []
+    columns, rows = paper[name]["columns"], paper[name]["rows"]
+    lines = ["The paper's:", "", "| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    return [*lines, *(f"| {label} | " + " | ".join(map(str, row)) + " |" for label, row in rows.items()), ""]
+
+
+def _finding(folder: pathlib.Path) -> list[str]:
+    """The section 'Finding' of a study's README."""
+    file = folder / "README.md"
+    found = re.search(r"^## Finding\n+(.*?)(?=^## |\Z)", file.read_text() if file.is_file() else "", re.M | re.S)
+    return [found.group(1).strip(), ""] if found else []
+
+
+def metrics_section() -> list[str]:
+    """The metrics against known damages."""
+    module = _load(HERE / "metrics" / "run.py")
+    file = HERE / "metrics" / "results.json"
+    lines = ["## Do the metrics see what is wrong?", "", "`python experiments/metrics/run.py`", ""]
+    if not file.is_file():
+        return [*lines, "Not run yet.", ""]
+    record = json.loads(file.read_text())
+    wrong = [f"{d}: {k}" for d, moved in module.verdicts(record["rows"]).items() for k, ok in moved.items() if not ok]
+    protocol = record["protocol"]
+    told = (
+        f"{protocol['stories']} rendered stories of {protocol['frames']} frames, damaged, against themselves. Bold: had"
+    )
+    told += " to get worse, and did. Moved the wrong way: " + ("; ".join(wrong) if wrong else "none") + "."
+    return [
+        *lines,
+        told,
+        "",
+        module.table(record["rows"]),
+        "",
+        *_finding(HERE / "metrics"),
+        "![damages](metrics/plot.png)",
+        "",
+    ]
+
+
+def study_section(name: str, paper: dict) -> list[str]:
+    """One study."""
+    module = _load(HERE / name / "run.py")
+    title = module.__doc__.strip().splitlines()[0].rstrip(".")
+    lines = [f"## {title}", "", f"`python experiments/{name}/run.py`", ""]
+    file = HERE / name / "results.json"
+    if file.is_file():
+        lines += [module.study.table(module.STUDY, json.loads(file.read_text())), ""]
+    else:
+        lines += ["Not run yet.", ""]
+    lines += _finding(HERE / name)
+    if (HERE / name / "plot.png").is_file():
+        lines += [f"![{name}]({name}/plot.png)", ""]
+    return lines + _paper(name, paper)
+
+
+def page() -> str:
+    """The whole page."""
+    paper = json.loads((HERE / "paper.json").read_text())
+    lines = [HEAD, *metrics_section()]
+    for name in STUDIES:
+        lines += study_section(name, paper)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    if parser.parse_args().check:
+        raise SystemExit(0 if PAGE.is_file() and PAGE.read_text() == page() else f"{PAGE} is old; make it anew")
+    files.write_bytes(PAGE, page().encode())
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()

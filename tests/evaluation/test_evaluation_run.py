@@ -1,0 +1,216 @@
+"""A whole evaluation in process: its record, going on with what is kept, and which held-out videos are told."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from nuwaxl_jax import networks as networks_lib
+from nuwaxl_jax import video_io
+from nuwaxl_jax.data.intake import survey
+from nuwaxl_jax.evaluation import comparison
+from nuwaxl_jax.evaluation import denoising
+from nuwaxl_jax.evaluation import held_out
+from nuwaxl_jax.evaluation import measures as measures_lib
+from nuwaxl_jax.evaluation import run as run_lib
+from nuwaxl_jax.evaluation import stories
+from nuwaxl_jax.evaluation.features import networks as feature_networks
+
+WAYS = ("ground_truth", "vae_ceiling", "nuwa_xl", "autoregressive")
+FRAMES = 20  # of the 28 of a full tree: two blocks of 10
+
+
+def _stills(frames):
+    return frames.mean((1, 2)).astype(np.float32)
+
+
+def _clips(clips):
+    colours = clips.mean((2, 3))  # [n, T, 3]
+    return np.concatenate([colours.mean(1), np.abs(np.diff(colours, axis=1)).mean(1)], axis=-1).astype(np.float32)
+
+
+def _measures():
+    clips = feature_networks.Network("clips", "c" * 64, True, "none", 6, _clips)
+    return measures_lib.Measures(clips, feature_networks.Network("stills, FID", "s" * 64, True, "none", 3, _stills))
+
+
+@pytest.fixture(scope="module")
+def config(toons_presets):
+    config = toons_presets.get_config("tiny")
+    config.update_from_flattened_dict(toons_presets.ONE_LEVEL)
+    return config
+
+
+@pytest.fixture(scope="module")
+def bundle(config):
+    """Of random numbers."""
+    networks, draw = networks_lib.build(config), np.random.default_rng(0)
+    vae, denoiser = (
+        jax.tree.map(
+            lambda x: draw.normal(0, 0.1, x.shape).astype(np.float32), jax.eval_shape(init, jax.random.key(0))
+        )
+        for init in (networks.init_vae, networks.init_denoiser)
+    )
+    scale = dict(latent_shift=np.zeros(4, np.float32), latent_scale=np.ones(4, np.float32))
+    return dict(scale, vae=vae, denoisers=(denoiser,))
+
+
+@pytest.fixture(autouse=True)
+def _denoising_is_tested_elsewhere(monkeypatch):
+    monkeypatch.setattr(denoising, "of_level", lambda config, *_, **__: [0.5] * len(denoising.timesteps(config)))
+
+
+def _run(config, bundle, place, measures=None, card="w", **scope):
+    scope = run_lib.Scope(**dict(told=2, frames=FRAMES, block=10, ways=WAYS) | scope)
+    return run_lib.run(config, bundle, {"sha256": card}, str(place), scope=scope, measures=measures or _measures())
+
+
+@pytest.fixture(scope="module")
+def evaluated(config, bundle, tmp_path_factory):
+    """(folder, record) of an evaluation of two stories."""
+    place = tmp_path_factory.mktemp("evaluated")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(denoising, "of_level", lambda config, *_, **__: [0.5] * len(denoising.timesteps(config)))
+        return place, _run(config, bundle, place)
+
+
+def test_the_record_holds_every_way_by_every_metric(config, evaluated):
+    place, record = evaluated
+    assert json.loads((place / "eval" / "eval.json").read_text()) == json.loads(json.dumps(record))
+    assert list(record["metrics"]) == list(record["stories"]) == list(WAYS)
+    assert record["metrics"]["ground_truth"] == {}  # the measure itself
+    names = {"b_fvd_10", "b_fvd_10_pooled", "fvd_10", "fvd_spread_10", "avg_fid"}
+    for way in WAYS[1:]:
+        assert set(record["metrics"][way]) == names
+        for metric in record["metrics"][way].values():
+            assert metric["value"] > 0 and metric["subject"]["way"] == way
+            assert metric["subject"]["weights"] == {"sha256": "w"}
+    assert set(record["others"]) == names
+    assert record["others"]["avg_fid"]["protocol"]["captions"] == "others"
+    assert record["protocol"]["frames"] == FRAMES and record["protocol"]["others"] == 2
+    assert record["stories"]["vae_ceiling"]["psnr"] < 30 and "cost" not in record["stories"]["vae_ceiling"]
+    assert record["stories"]["nuwa_xl"]["cost"]["serial_denoiser_calls"] > 0
+    assert list(record["denoising"]["levels"]) == ["0", "1", "2"]
+    for name in ("story0.png", "curves.png"):
+        assert (place / "eval" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_ways_of_one_evaluation_stand_in_one_table(evaluated, capsys):
+    comparison.run([str(evaluated[0])])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == sorted(WAYS)  # JSON sorts them
+
+
+def _without_times(record):
+    return {name: record[name] for name in ("metrics", "others", "stories", "denoising", "protocol")}
+
+
+def test_a_second_call_makes_no_video(config, bundle, evaluated, monkeypatch):
+    def fail(*_):
+        raise AssertionError("a video is made again")
+
+    monkeypatch.setattr(stories, "_tell_group", fail)
+    monkeypatch.setattr(measures_lib.Measures, "read", fail)
+    monkeypatch.setattr(denoising, "of_level", fail)
+    place, record = evaluated
+    assert _without_times(_run(config, bundle, place)) == _without_times(record)
+
+
+def test_what_is_lost_of_one_way_is_made_again_to_the_same_numbers(config, bundle, evaluated, capsys):
+    place, record = evaluated
+    lost = sorted(place.glob("eval/scores/*/nuwa_xl_0001.*"))
+    assert [path.suffix for path in lost] == [".json", ".npz"]
+    for path in lost:
+        path.unlink()
+    again = _run(config, bundle, place)
+    told = [line for line in capsys.readouterr().err.splitlines() if ", story " in line]
+    assert len(told) == stories.GROUP and all(line.startswith("nuwa_xl, story ") for line in told)
+    assert again["metrics"] == record["metrics"] and again["others"] == record["others"]
+    assert all(path.exists() for path in lost)
+    for way in WAYS:
+        assert again["stories"][way]["stories"] == record["stories"][way]["stories"]
+
+
+def test_other_weights_are_another_evaluation(config, bundle, evaluated, capsys):
+    place, _ = evaluated
+    before = sorted(place.glob("eval/scores/*"))
+    _run(config, bundle, place, card="other", ways=("ground_truth",))
+    assert len(sorted(place.glob("eval/scores/*"))) == len(before) + 1
+    assert "ground_truth, story 1 of 2" in capsys.readouterr().err
+
+
+def test_only_the_group_of_a_lost_story_is_made_again(config, bundle, tmp_path, capsys):
+    tell = lambda: _run(config, bundle, tmp_path, told=3, others=0, ways=WAYS[:2])
+    record = tell()
+    assert record["others"] == {}
+    for path in tmp_path.glob("eval/scores/*/*_0002.*"):
+        path.unlink()
+    capsys.readouterr()
+    assert _without_times(tell()) == _without_times(record)
+    told = {line.split(" of ")[0] for line in capsys.readouterr().err.splitlines() if ", story " in line}
+    assert told == {"ground_truth, story 3", "vae_ceiling, story 3"}
+
+
+def test_a_single_story_has_scores_and_no_distances(config, bundle, tmp_path, capsys):
+    record = _run(config, bundle, tmp_path, told=1, ways=WAYS[:1])
+    assert record["metrics"] == {} and record["others"] == {} and record["protocol"]["others"] == 0
+    assert "distances need at least 2 stories" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "ways, problem",
+    [
+        (("ground_truth", "magic"), "--ways: magic is unknown; choose of ground_truth, vae_ceiling, nuwa_xl"),
+        (("nuwa_xl",), "--ways: ground_truth is missing, by which all are measured"),
+        ((), "--ways: ground_truth is missing"),
+    ],
+)
+def test_unknown_ways_and_ways_without_ground_truth_are_refused(config, bundle, tmp_path, ways, problem):
+    with pytest.raises(ValueError, match=problem):
+        _run(config, bundle, tmp_path, ways=ways)
+    assert not list(tmp_path.iterdir())
+
+
+LENGTHS = {"a": 30, "b": 65, "c": 50}  # of the videos of the test split
+
+
+@pytest.fixture(scope="module")
+def folder(config, tmp_path_factory):
+    """A config of a folder with three videos to test with, of one video each for the other splits."""
+    place, names = tmp_path_factory.mktemp("videos"), {}
+    for number in range(1000):
+        names.setdefault(survey.split_of(f"{number:03}.mp4", 0.3), []).append(f"{number:03}.mp4")
+    chosen = dict(zip(names["test"], LENGTHS.values())) | {names[split][0]: 30 for split in ("train", "valid")}
+    for name, frames in chosen.items():
+        grey = np.arange(frames, dtype=np.uint8)[:, None, None, None] * 3
+        video_io.write_mp4(place / name, np.broadcast_to(grey, (frames, 16, 16, 3)), 10, gop=8)
+        (place / name).with_suffix(".txt").write_text(f"video {name}")
+    made = config.copy_and_resolve_references()
+    made.data.update(source="folder", path=str(place), eval_fraction=0.3)
+    return made, names["test"][:3]
+
+
+def test_first_windows_of_all_videos_come_before_second_ones(folder):
+    config, names = folder
+    held = held_out.HeldOut(config, 5, 28)
+    whole = np.arange(28)
+    captions = [held.captions(i, whole) for i in range(5)]
+    assert [c[0] for c in captions] == [f"video {names[i]}" for i in (0, 1, 2, 1, 0)][:4] + captions[4][:1]
+    assert {len(c) for c in captions} == {28} and all(len(set(c)) == 1 for c in captions)
+    first = [held.frames(i, whole[:2]).mean((1, 2, 3)) / 3 for i in range(4)]
+    np.testing.assert_allclose(first, [[0, 1]] * 3 + [[28, 29]], atol=1)
+    assert held.frames(3, whole).shape == (28, 16, 16, 3)
+    assert held.protocol() == {"source": "folder", "split": "test", "frame_size": 16}
+
+
+def test_too_few_held_out_windows_are_refused_with_their_number(folder):
+    with pytest.raises(ValueError, match="3 held-out videos give 4 windows of 28 frames, and 5 are needed; lower"):
+        held_out.HeldOut(folder[0], 5, 28)
+
+
+def test_toons_gives_as_many_videos_as_asked_for(config):
+    held = held_out.HeldOut(config, 30, 80)  # more and longer ones than training has
+    frames, captions = held.frames(29, np.array([0, 79])), held.captions(29, np.arange(80))
+    assert frames.shape == (2, 16, 16, 3) and len(captions) == 80 and all(captions)
+    again = held_out.HeldOut(config, 35, 80)
+    np.testing.assert_array_equal(again.frames(29, np.array([0, 79])), frames)
