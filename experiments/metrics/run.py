@@ -155,8 +155,8 @@ def table(rows: dict[str, dict]) -> str:
     kinds = ("b_fvd_16", "fvd_spread_16", "frechet_stills", "psnr", "ssim", *SHOWN)
     moved = verdicts(rows)
     lines = ["| | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
-    for label, row in rows.items():
-        cells = []
+    for label in ("undamaged", *DAMAGES, "other_stories"):
+        row, cells = rows[label], []
         for kind in kinds:
             value = row.get(kind)
             cell = "-" if value is None else f"{value:.4g}"
