@@ -89,6 +89,9 @@ def rows() -> dict[str, Row]:
         "train/denoiser",
         (*_base("v5e-16"), *_ALL),
     )
+    for name in ("v5e-256", "v5e-16", "v4-8"):  # level 2 is the largest; the others for these alone
+        for program in ("sample/level_0", "sample/level_1"):
+            out[f"paper128/{name}/{program}"] = "paper128", name, program, _base(name)
     smaller = (*_base("v5e-16"), "train.denoiser.accumulate=4")
     out["paper256 on v5e-16, one clip a chip at a time"] = "paper256", "v5e-16", "train/denoiser", smaller
     out["paper256 on v4-8, one clip a chip at a time"] = (

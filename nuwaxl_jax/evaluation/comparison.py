@@ -44,11 +44,13 @@ def read(path: str | os.PathLike) -> dict[str, dict[str, Record]]:
     path = next((p for p in (path / "eval" / "eval.json", path / "eval.json") if p.is_file()), path)
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))["metrics"]
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist; give a folder with eval.json, as --mode=eval writes it") from error
-    except (OSError, ValueError, KeyError) as error:
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise ValueError(f"{path} holds no eval.json; give a folder that --mode=eval has written to") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no record of --mode=eval with metrics ({error!r})") from error
-    return {way: metrics[way] for way in metrics}
+    if not isinstance(metrics, dict) or not metrics or not all(isinstance(row, dict) for row in metrics.values()):
+        raise ValueError(f"{path} holds no metrics; evaluate with --i3d and at least 2 stories")
+    return metrics
 
 
 def table(named: Mapping[str, Mapping[str, Record]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import ml_collections
@@ -25,7 +26,7 @@ class HeldOut:
     """
 
     def __init__(self, config: ml_collections.ConfigDict, count: int, num_frames: int):
-        self.num_frames = num_frames
+        self.num_frames, self._data = num_frames, config.data.to_dict()
         self._source: sources.EpisodeSource
         if config.data.source == "toons":
             longest = max(config.data.episode_frames, num_frames)
@@ -55,6 +56,18 @@ class HeldOut:
         """Of those frames."""
         episode, start = self._windows[i]
         return self._source.captions(episode, start + np.asarray(index))
+
+    def identity(self) -> dict[str, Any]:
+        """What tells these videos from others: the settings they are read by, and a hash of what is there.
+
+        The hash is of all captions, and of the first and last frame of each window.
+        """
+        hashed, index = hashlib.sha256(), np.arange(self.num_frames)
+        for i in range(len(self._windows)):
+            hashed.update(np.ascontiguousarray(self.frames(i, index[[0, -1]])).tobytes())
+            hashed.update("\n".join(self.captions(i, index)).encode())
+        fields = ("path", "fps", "captions", "caption_fill", "eval_fraction", "tfds_name", "tfds_video", "tfds_caption")
+        return self._told | {name: self._data[name] for name in fields} | {"sha256": hashed.hexdigest()}
 
     def protocol(self) -> dict[str, Any]:
         """What a record says of them."""

@@ -138,7 +138,7 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     real = {
         "frames": num_frames,
-        "data": videos.protocol() | {"path": config.data.path},
+        "data": videos.identity(),
         "segment_length": config.hierarchy.segment_length,
         "measures": measures.protocol() if measures else {},
         "read": dataclasses.asdict(which) if measures else {},

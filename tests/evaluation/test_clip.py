@@ -1,4 +1,4 @@
-"""CLIP for the similarity of frames and captions: transformers' own model and preprocessing, and folders that are not it."""
+"""CLIP for the similarity of frames and captions: against transformers, and folders that hold no such model."""
 
 import json
 import sys
@@ -97,7 +97,7 @@ def _frames(height, width, count=3):
 
 @pytest.fixture(scope="module")
 def theirs(folder):
-    """transformers' model of random numbers, saved in the folder; torchvision, of another build or none, is not there."""
+    """transformers' model of random numbers, saved in the folder; it must not see a torchvision of another build."""
     torch = pytest.importorskip("torch")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "torchvision", None)

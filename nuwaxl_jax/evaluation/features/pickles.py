@@ -14,9 +14,11 @@ import math
 import os
 import pathlib
 import pickle
+import pickletools
 import struct
 from typing import Any, BinaryIO
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -48,8 +50,8 @@ class _Array:
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, fortran, data = state
-        if dtype.dtype.hasobject:
-            raise pickle.UnpicklingError("an array of objects")
+        if dtype.dtype.kind not in "biufc":
+            raise pickle.UnpicklingError(f"an array of {dtype.dtype}")
         flat = np.frombuffer(data, dtype.dtype)
         self.array = flat.reshape(shape, order="F" if fortran else "C")
 
@@ -67,6 +69,12 @@ class _Reader(pickle.Unpickler):
     def __init__(
         self, file: BinaryIO, names: Mapping[tuple[str, str], Any], stored: Callable[[Any], Any] | None = None
     ):
+        begin, memo = file.tell(), 0
+        for code, place, _ in pickletools.genops(file):  # the first STOP ends it; a table as long as a place is made
+            if "PUT" in code.name and int(place) > memo:
+                raise pickle.UnpicklingError(f"place {place} of the memo after {memo}")
+            memo += "PUT" in code.name or code.name == "MEMOIZE"
+        file.seek(begin)
         super().__init__(file)
         self._names, self._stored = names, stored
 
@@ -98,6 +106,7 @@ def read_numpy(path: str | os.PathLike) -> Any:
 _DAMAGE = (
     *(pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, KeyError, TypeError, ValueError),
     *(struct.error, zipfile.BadZipFile, OverflowError, MemoryError, UnicodeDecodeError),
+    *(OSError, RuntimeError, SyntaxError, zlib.error),  # of archives' fields, of depth, of codes of dtypes
 )
 
 
@@ -124,7 +133,14 @@ def read_torch(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is not a state of tensors written by torch.save ({error})") from error
 
 
-class _Tensor:
+class _Fixed(type):
+    """Of classes whose attributes a pickle cannot set."""
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        raise pickle.UnpicklingError(f"it sets {name} of a class")
+
+
+class _Tensor(metaclass=_Fixed):
     """A view of a storage that may be read later."""
 
     def __init__(self, storage: list, offset: int, size: tuple, stride: tuple, *_: Any):
@@ -133,13 +149,14 @@ class _Tensor:
     def array(self) -> np.ndarray:
         [flat] = self.storage
         reach = self.offset + sum((n - 1) * step for n, step in zip(self.size, self.stride)) + 1
-        if min((self.offset, *self.size, *self.stride)) < 0 or (math.prod(self.size) and reach > len(flat)):
+        count = math.prod(self.size)
+        if min((self.offset, *self.size, *self.stride)) < 0 or count > len(flat) or (count and reach > len(flat)):
             raise ValueError("a tensor reaches beyond its storage")
         steps = [step * flat.itemsize for step in self.stride]
         return np.lib.stride_tricks.as_strided(flat[self.offset :], self.size, steps).copy()
 
 
-class _Names(dict):
+class _Names(dict, metaclass=_Fixed):
     """An ordered dict, which may be given attributes (torch keeps versions there)."""
 
 
