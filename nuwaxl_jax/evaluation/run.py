@@ -104,6 +104,16 @@ def _measures(scope: Scope, measures: measures_lib.Measures | None) -> measures_
     return measures if measures.protocol() else None
 
 
+def _check(scope: Scope, bundle: networks_lib.Params) -> None:
+    """Refuses ways that cannot be told."""
+    unknown = sorted(set(scope.ways) - set(stories.WAYS))
+    if unknown or "ground_truth" not in scope.ways:
+        problem = f"{unknown[0]} is unknown" if unknown else "ground_truth is missing, by which all are measured"
+        raise ValueError(f"--ways: {problem}; choose of {', '.join(stories.WAYS)}")
+    if not bundle["denoisers"] and any(way in stories.GENERATORS for way in scope.ways):
+        raise ValueError("--weights: holds a VAE alone; use --ways=ground_truth,vae_ceiling")
+
+
 def run(
     config: ml_collections.ConfigDict,
     bundle: networks_lib.Params,
@@ -122,12 +132,7 @@ def run(
       SystemExit: 42, interrupted; the same call goes on.
       ValueError: too few held-out videos, or an unknown way.
     """
-    unknown = sorted(set(scope.ways) - set(stories.WAYS))
-    if unknown or "ground_truth" not in scope.ways:
-        problem = f"{unknown[0]} is unknown" if unknown else "ground_truth is missing, by which all are measured"
-        raise ValueError(f"--ways: {problem}; choose of {', '.join(stories.WAYS)}")
-    if not bundle["denoisers"] and any(way in stories.GENERATORS for way in scope.ways):
-        raise ValueError("--weights: holds a VAE alone; use --ways=ground_truth,vae_ceiling")
+    _check(scope, bundle)
     num_frames = scope.frames or config_lib.window_frames(config)
     measures = _measures(scope, measures)
     others = 0 if measures is None else scope.told if scope.others < 0 else scope.others
