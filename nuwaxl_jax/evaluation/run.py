@@ -114,6 +114,21 @@ def _check(scope: Scope, bundle: networks_lib.Params) -> None:
         raise ValueError("--weights: holds a VAE alone; use --ways=ground_truth,vae_ceiling")
 
 
+def _protocol(config: ml_collections.ConfigDict, card: dict[str, Any], real: dict[str, Any]) -> dict[str, Any]:
+    """All that the results follow from; `real`: of the real videos and what is read of them."""
+    return {
+        "seed": config.seed,
+        "weights": card,
+        "sampler": config.sampler.to_dict(),
+        "hierarchy": config.hierarchy.to_dict(),
+        "precision": "float32",
+        "parameters": "exponential moving average",
+        **real,
+        "backend": jax.default_backend(),
+        "cores": os.cpu_count(),
+    }
+
+
 def run(
     config: ml_collections.ConfigDict,
     bundle: networks_lib.Params,
@@ -148,18 +163,7 @@ def run(
         "measures": measures.protocol() if measures else {},
         "read": dataclasses.asdict(which) if measures else {},
     }
-    protocol = {
-        "seed": config.seed,
-        "weights": card,
-        "sampler": config.sampler.to_dict(),
-        "hierarchy": config.hierarchy.to_dict(),
-        "precision": "float32",
-        "parameters": "exponential moving average",
-        **real,
-        "backend": jax.default_backend(),
-        "cores": os.cpu_count(),
-    }
-    protocol = hosts.of_first(protocol)
+    protocol = hosts.of_first(_protocol(config, card, real))
     ledger = ledger_lib.Ledger(out / "scores", protocol)
     kept = ledger_lib.Ledger(real_scores or out / "scores", {"real": real, "stories": scope.told})
 
