@@ -9,13 +9,14 @@ import numpy as np
 
 REPLICATES = 100
 LEVEL = 0.95
+LEAST = 5  # videos: of fewer there are too few ways to draw for an interval to mean anything
 METHOD = f"bootstrap over videos, {REPLICATES} replicates, {LEVEL:.0%} percentiles moved to centre on the value"
 
 Statistic = Callable[..., float]
 
 
-def of(statistic: Statistic, *sets: np.ndarray, paired: bool = False, seed: int = 0) -> tuple[float, float]:
-    """A confidence interval for `statistic(*sets)`.
+def of(statistic: Statistic, *sets: np.ndarray, paired: bool = False, seed: int = 0) -> tuple[float, float] | None:
+    """A confidence interval for `statistic(*sets)`; None of fewer than `LEAST` videos.
 
     Videos, not frames, are drawn: the frames of a video depend on one another. Each set's are drawn with replacement,
     anew for each replicate; if `paired`, the same ones of every set. A Frechet distance of drawn videos is biased,
@@ -23,8 +24,10 @@ def of(statistic: Statistic, *sets: np.ndarray, paired: bool = False, seed: int 
 
     Args:
       statistic: of arrays [videos, ...].
-      sets: arrays [videos, ...], at least two videos each.
+      sets: arrays [videos, ...].
     """
+    if min(map(len, sets)) < LEAST:
+        return None
     rng = np.random.default_rng(seed)
     value = statistic(*sets)
     made = []
@@ -38,8 +41,8 @@ def of(statistic: Statistic, *sets: np.ndarray, paired: bool = False, seed: int 
 
 
 def of_mean(values: np.ndarray, seed: int = 0) -> tuple[float, float] | None:
-    """The same of a mean over videos, [videos]; None of a single one."""
-    return of(lambda v: float(v.mean()), np.asarray(values, np.float64), seed=seed) if len(values) > 1 else None
+    """The same of a mean over videos, [videos]."""
+    return of(lambda v: float(v.mean()), np.asarray(values, np.float64), seed=seed)
 
 
 def rounded(interval: tuple[float, float] | None) -> Any:

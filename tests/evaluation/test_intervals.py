@@ -69,13 +69,11 @@ def test_paired_sets_are_drawn_alike():
     assert all(np.array_equal(a + 3.0, b) for a, b in seen) and len({a.tobytes() for a, _ in seen}) > 90
 
 
-def test_two_videos_are_enough_for_a_distance():
-    """One of them drawn twice has no covariance, and is not used."""
-    one, other = _sets(2)
-    assert np.isfinite(intervals.of(frechet.distance_of_samples, one, other, paired=True)).all()
-
-
-def test_one_video_has_no_interval():
+def test_too_few_videos_have_no_interval():
+    """Of two there is one pair alone to draw from: an interval of no width would say that nothing is uncertain."""
+    assert intervals.of(frechet.distance_of_samples, *_sets(4), paired=True) is None
+    low, high = intervals.of(frechet.distance_of_samples, *_sets(5), paired=True)
+    assert np.isfinite([low, high]).all() and low < high
     assert intervals.of_mean(np.array([1.0])) is None
     assert intervals.rounded(None) is None
     assert intervals.rounded((0.12345678, 2.0)) == [0.123457, 2.0]

@@ -312,7 +312,7 @@ def test_files_without_metrics_are_refused(tmp_path, text):
 def test_missing_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no eval.json; give a folder"):
         comparison.run([str(tmp_path / "nowhere")])
-    with pytest.raises(ValueError, match="is no record of --mode=eval"):
+    with pytest.raises(ValueError, match="holds no eval.json; give a folder"):
         comparison.run([str(tmp_path)])
     with pytest.raises(ValueError, match="--records is empty"):
         comparison.run([])
