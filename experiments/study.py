@@ -5,7 +5,7 @@ T-KLVAE, and a denoiser's image network trained on single frames with that seed,
 pre-trained), train for the same number of steps on the same clips, and tell the same held-out stories. What is finished
 is kept: results.json of the study has a row an arm, seed and length, and the same command goes on where it stopped.
 
-    python experiments/STUDY/run.py [--only=ARM,ARM] [--seeds=0,1,2] [--work=runs/studies] [--dry_run] [--table]
+    python experiments/STUDY/run.py [--only="ARM;ARM"] [--seeds=0,1,2] [--work=runs/studies] [--dry_run] [--table]
     python experiments/STUDY/run.py --config=configs/videos.py --set=data.path=VIDEOS --set=...    # another data set
 """
 
@@ -30,7 +30,6 @@ import numpy as np
 from nuwaxl_jax import files
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-BASE = "image"  # of the runs that arms start from
 
 # What a dry run changes: everything at its smallest, in seconds; its figures mean nothing.
 _DRY = (
@@ -64,8 +63,8 @@ class Study:
     folder: of the study; results.json and plot.png are written there.
     arms: the first is what the others are compared with.
     stages: that an arm trains.
-    start: 'image': arms start from the image stages of `BASE`; 'vae': from the shipped T-KLVAE alone;
-      'image_vae': from the image KL-VAE of `BASE` alone.
+    start: 'image': arms start from the shipped T-KLVAE and a denoiser's image network, trained with their seed; 'vae':
+      from the T-KLVAE alone; 'image_vae': from an image KL-VAE trained with their seed.
     frames: lengths of the videos that are told.
     shown: columns of the table: story scores, metrics, 'denoising_<level>', 'psnr', 'ssim', 'seconds', 'calls'.
     preset: of configs/toons.py.
@@ -86,7 +85,7 @@ class Study:
 def arguments_of(study: Study, description: str) -> argparse.Namespace:
     """The command line of a study."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help=f"of {', '.join(arm.name for arm in study.arms)}")
+    parser.add_argument("--only", default="", help=f"with ; between, of {'; '.join(arm.name for arm in study.arms)}")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--frames", default=",".join(map(str, study.frames)))
     parser.add_argument("--stories", type=int, default=study.stories)
@@ -129,7 +128,7 @@ class Runner:
         file = self.work / f"{self.study.start}-{seed}.safetensors"
         if file.is_file():
             return file
-        base = self.work / f"{BASE}-{seed}"
+        base = self.work / f"{self.study.start}-{seed}"
         vae = self.work / "vae.safetensors"
         if self.study.start == "image_vae":
             self._train(base, seed, ("image_vae",), ())
@@ -249,11 +248,11 @@ def main(study: Study, description: str) -> None:
     arguments = arguments_of(study, description)
     runner = Runner(study, arguments)
     if not arguments.table:
-        wanted = arguments.only.split(",") if arguments.only else [arm.name for arm in study.arms]
+        wanted = arguments.only.split(";") if arguments.only else [arm.name for arm in study.arms]
         unknown = set(wanted) - {arm.name for arm in study.arms}
         if unknown:
             raise SystemExit(
-                f"--only: {sorted(unknown)[0]} is no arm; choose of {', '.join(a.name for a in study.arms)}"
+                f"--only: {sorted(unknown)[0]} is no arm; choose of {'; '.join(a.name for a in study.arms)}"
             )
         for seed in (int(n) for n in arguments.seeds.split(",")):
             for arm in study.arms:

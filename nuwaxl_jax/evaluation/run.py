@@ -214,7 +214,8 @@ def _metrics(job: stories.Job, ways: Sequence[str], protocol: dict[str, Any]) ->
         subject = {"way": way} | (model if way != "ground_truth" else {})
         made = real if way == "ground_truth" else read(way, job.stories)
         common = dict(data=data, subject=subject)
-        out[way] = protocols.similarity(made, job.which, job.measures, **common)
+        told = dict(data=data | {"digest": protocols.digest(real)}, subject=subject)
+        out[way] = protocols.similarity(made, job.which, job.measures, **told)
         if way != "ground_truth":
             out[way] |= protocols.records(real, made, job.which, job.measures, paired=True, **common)
     return out
