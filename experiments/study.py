@@ -33,7 +33,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # What a dry run changes: everything at its smallest, in seconds; its figures mean nothing.
 _DRY = (
-    *("vae.channel_mults=(1,)", "unet.channel_mults=(1,)", "unet.prompt_levels=(True,)"),
+    *("vae.channel_mults=(1, 1)", "unet.channel_mults=(1,)", "unet.prompt_levels=(True,)"),
     *(f"train.{stage}.num_steps=2" for stage in ("image_vae", "vae", "image_denoiser", "denoiser")),
 )
 
@@ -129,6 +129,10 @@ class Runner:
         if file.is_file():
             return file
         base = self.work / f"{self.study.start}-{seed}"
+        if self.arguments.dry_run:
+            self._train(base, seed, ("image_vae",), ())
+            _call_export(base, "vae", file)
+            return file
         vae = self.work / "vae.safetensors"
         if self.study.start == "image_vae":
             self._train(base, seed, ("image_vae",), ())

@@ -28,8 +28,16 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_debug_key_reuse", True)
 
 
-def pytest_collection_modifyitems(items):
-    """Files with slow tests first, or one worker would run them alone at the end (a file stays on one worker)."""
+def pytest_collection_modifyitems(config, items):
+    """Files with slow tests first, or one worker would run them alone at the end (a file stays on one worker).
+
+    Long tests are left out, unless -m or a test's name asks for them.
+    """
+    named = any("::" in argument for argument in config.args)
+    if "long" not in config.getoption("markexpr") and not config.getoption("keyword") and not named:
+        left = [item for item in items if item.get_closest_marker("long")]
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=left)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

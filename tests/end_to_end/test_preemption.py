@@ -171,6 +171,7 @@ def test_told_to_stop_in_each_phase_goes_on_to_the_same_end(folder, undisturbed,
         assert left(target) == undisturbed(name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["cache", "sample", "eval"])
 def test_four_processes_leave_what_one_leaves(folder, undisturbed, name):
     flags, _, left = CHAINS[name]
