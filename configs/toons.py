@@ -6,7 +6,7 @@ preset  what it is                                               on 2 CPU cores
 tiny    every part at its smallest, for tests                    seconds
 quick   from nothing to a recognisable video                     17 minutes with --cpu_devices=2
 small   the shipped model (experiments/toons_small)              100 minutes with --cpu_devices=2
-study   arms of the studies (experiments/study.py)               minutes with --cpu_devices=2
+study   arms of the studies (experiments/study.py)               not measured
 """
 
 import ml_collections
@@ -43,7 +43,7 @@ def _small(config: ml_collections.ConfigDict) -> None:
 
 
 def _study(config: ml_collections.ConfigDict) -> None:
-    """A quarter of the shipped denoiser's parameters, and a sixth of its steps, on the shipped T-KLVAE."""
+    """Half the width of the shipped denoiser, and about a sixth of its steps, on the shipped T-KLVAE."""
     config.unet.update(channels=32, cond_channels=16)
     config.train.image_vae.update(num_steps=800)
     config.train.vae.update(num_steps=100)

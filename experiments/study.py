@@ -107,7 +107,14 @@ class Runner:
         self.fields = (*(_DRY if arguments.dry_run else ()), *arguments.set)
         name = pathlib.Path(self.config).name.replace(":", "-").removesuffix(".py")
         self.work = pathlib.Path(arguments.work).resolve() / name
-        self.results = (self.work / study.folder.name if arguments.dry_run else study.folder) / "results.json"
+        # The study's own rows lie in its folder; what was asked otherwise is no row of theirs.
+        own = not (arguments.dry_run or arguments.config or arguments.set) and arguments.stories == study.stories
+        self.results = (study.folder if own else self._otherwise()) / "results.json"
+
+    def _otherwise(self) -> pathlib.Path:
+        """Where rows of another config, data set or number of stories lie."""
+        what = json.dumps([self.config, self.fields, self.arguments.stories, self.arguments.dry_run])
+        return self.work / self.study.folder.name / hashlib.sha256(what.encode()).hexdigest()[:10]
 
     def _command(self, mode: str, workdir: pathlib.Path, *flags: str) -> None:
         command = [sys.executable, "-m", "nuwaxl_jax.main", f"--mode={mode}", f"--workdir={workdir}", *flags]

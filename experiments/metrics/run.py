@@ -1,7 +1,7 @@
 """Do the metrics see what is wrong with a video? Rendered toons stories, damaged in known ways, against themselves.
 
     pip install '.[metrics]'
-    python experiments/metrics/run.py [--stories=16] [--frames=226] [--table]
+    python experiments/metrics/run.py [--stories=10] [--frames=226] [--table]
 
 Each damage is done to the same held-out stories; what is measured is kept in --work as it comes, so the command goes on
 where it stopped. results.json and plot.png beside this file hold the figures and the pictures; `--table` prints the
@@ -176,7 +176,7 @@ def picture(videos: held_out.HeldOut) -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stories", type=int, default=16)
+    parser.add_argument("--stories", type=int, default=10)
     parser.add_argument("--frames", type=int, default=226)
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--stills", type=int, default=8)

@@ -65,7 +65,7 @@ def test_a_dry_run_trains_tells_and_tabulates_and_goes_on_from_what_is_kept(tmp_
     first = run()
     assert first.returncode == 0, first.stdout[-2000:] + first.stderr[-2000:]
     assert "| top_up | 10 | 1 |" in first.stdout
-    [row] = json.loads(next(tmp_path.rglob("table2b/results.json")).read_text()).values()
+    [row] = json.loads(next(tmp_path.rglob("table2b/*/results.json")).read_text()).values()
     assert {"scene", "denoising_1", "seconds", "calls"} <= set(row)
     again = run()
     assert again.returncode == 0 and "trained in" not in again.stdout and "| top_up | 10 | 1 |" in again.stdout
@@ -74,3 +74,13 @@ def test_a_dry_run_trains_tells_and_tabulates_and_goes_on_from_what_is_kept(tmp_
 def test_the_page_of_results_is_what_the_data_give():
     page = _load(ROOT / "experiments" / "results_page.py")
     assert page.PAGE.read_text(encoding="utf-8") == page.page(), "python experiments/results_page.py"
+
+
+def test_rows_of_another_data_set_or_size_are_no_rows_of_the_study(tmp_path, monkeypatch):
+    module = _load(ROOT / "experiments" / "table2b" / "run.py")
+    places = []
+    for more in ([], ["--set=data.path=a"], ["--set=data.path=b"], ["--config=configs/videos.py"], ["--stories=2"]):
+        monkeypatch.setattr("sys.argv", ["run.py", f"--work={tmp_path}", *more])
+        places.append(module.study.Runner(module.STUDY, module.study.arguments_of(module.STUDY, "")).results)
+    assert places[0] == ROOT / "experiments" / "table2b" / "results.json" and len(set(places)) == len(places)
+    assert all(tmp_path in place.parents for place in places[1:])

@@ -66,7 +66,7 @@ class Unit(nn.Module):
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, step: int, stride: int) -> jax.Array:
-    """A 3-D convolution with frames in the batch and taps along time in the channels: 2.3 times as fast on CPUs."""
+    """A 3-D convolution with frames in the batch and taps along time in the channels: on CPUs quicker than XLA's."""
     taps, frames = kernel.shape[0], -(-x.shape[1] // step)
     missing = max((frames - 1) * step + taps - x.shape[1], 0)
     x = jnp.pad(x, ((0, 0), (missing // 2, missing - missing // 2), (0, 0), (0, 0), (0, 0)))
