@@ -87,7 +87,7 @@ def study_section(name: str, paper: dict) -> list[str]:
     lines = [f"## {title}", "", f"`python experiments/{name}/run.py`", ""]
     file = HERE / name / "results.json"
     if file.is_file():
-        lines += [module.study.table(module.STUDY, json.loads(file.read_text())), ""]
+        lines += [module.study.study_table.table(module.STUDY, json.loads(file.read_text())), ""]
     else:
         lines += ["Not run yet.", ""]
     lines += _finding(HERE / name)

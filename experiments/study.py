@@ -2,34 +2,45 @@
 
 An arm is a config: overrides of the study's preset. All arms of a seed start from the same weights (the shipped
 T-KLVAE, and a denoiser's image network trained on single frames with that seed, the part that the paper takes
-pre-trained), train for the same number of steps on the same clips, and tell the same held-out stories. What is finished
+pre-trained), train for the same number of steps on the same clips, and tell the same held-out stories. Arms whose
+examples are the same train from the same kept latents (`--kept` clips, gone through again and again). What is finished
 is kept: results.json of the study has a row an arm, seed and length, and the same command goes on where it stopped.
 
     python experiments/STUDY/run.py [--only="ARM;ARM"] [--seeds=0,1,2] [--work=runs/studies] [--dry_run] [--table]
+    python experiments/STUDY/run.py --jobs=2    # two arms at a time, each on its share of the cores; without seconds
     python experiments/STUDY/run.py --config=configs/videos.py --set=data.path=VIDEOS --set=...    # another data set
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
+from concurrent import futures
 import dataclasses
 import hashlib
 import json
 import os
 import pathlib
+import queue
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
 import numpy as np
+import study_table
 
 from nuwaxl_jax import files
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+# Fields that training examples follow from (training/caching.py): arms that agree in them share kept latents.
+_EXAMPLES = ("data.", "vae.", "mtd.", "hierarchy.segment_length", "hierarchy.depth", "hierarchy.handover", "text.token")
+_EXAMPLES += ("train.denoiser.clip_length", "train.denoiser.dtype")
 
 # What a dry run changes: everything at its smallest, in seconds; its figures mean nothing.
 _DRY = (
@@ -91,6 +102,8 @@ def arguments_of(study: Study, description: str) -> argparse.Namespace:
     parser.add_argument("--stories", type=int, default=study.stories)
     parser.add_argument("--config", default="", help=f"another than configs/toons.py:{study.preset}")
     parser.add_argument("--set", action="append", default=[], help="FIELD=VALUE of every arm's config")
+    parser.add_argument("--jobs", type=int, default=1, help="arms at a time")
+    parser.add_argument("--kept", type=int, default=800, help="clips that are encoded once; 0: trained from frames")
     parser.add_argument("--work", default=str(ROOT / "runs" / "studies"))
     parser.add_argument("--dry_run", action="store_true", help="the tiny preset, two steps, nothing written here")
     parser.add_argument("--table", action="store_true", help="print the table of what is finished")
@@ -110,6 +123,12 @@ class Runner:
         # The study's own rows lie in its folder; what was asked otherwise is no row of theirs.
         own = not (arguments.dry_run or arguments.config or arguments.set) and arguments.stories == study.stories
         self.results = (study.folder if own else self._otherwise()) / "results.json"
+        self._locks: dict[Any, threading.Lock] = collections.defaultdict(threading.Lock)
+        self._cores: queue.Queue[tuple[int, ...]] = queue.Queue()  # of jobs that are not at work
+        self._mine = threading.local()
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        for job in range(arguments.jobs):
+            self._cores.put(tuple(cores[job :: arguments.jobs]))
 
     def _otherwise(self) -> pathlib.Path:
         """Where rows of another config, data set or number of stories lie."""
@@ -127,11 +146,21 @@ class Runner:
 
     def _train(self, workdir: pathlib.Path, seed: int, stages: Sequence[str], fields: Sequence[str]) -> None:
         chosen = (*self.fields, f"seed={seed}", f"train.stages={tuple(stages)!r}", *fields)
-        devices = f"--cpu_devices={os.cpu_count()}"
-        self._command("train", workdir, f"--config={self.config}", devices, *(f"--config.{field}" for field in chosen))
+        flags = [f"--config={self.config}", *(f"--config.{field}" for field in chosen)]
+        if tuple(stages) == ("denoiser",) and self.arguments.kept:
+            what = json.dumps([sorted(f for f in fields if f.startswith(_EXAMPLES)), self.fields, self.study.start])
+            folder = self.work / f"latents-{hashlib.sha256(what.encode()).hexdigest()[:10]}-{seed}"
+            flags.append(f"--config.data.cache={folder}")
+            self._command("data", workdir, "--cache", f"--items={self.arguments.kept}", *flags)
+        devices = len(getattr(self._mine, "cores", ())) or os.cpu_count()
+        self._command("train", workdir, *flags, f"--cpu_devices={devices}")
 
     def _start(self, seed: int) -> pathlib.Path:
         """The weights that the arms of a seed start from; made where they are not there yet."""
+        with self._locks["start", seed]:
+            return self._started(seed)
+
+    def _started(self, seed: int) -> pathlib.Path:
         file = self.work / f"{self.study.start}-{seed}.safetensors"
         if file.is_file():
             return file
@@ -144,8 +173,9 @@ class Runner:
         if self.study.start == "image_vae":
             self._train(base, seed, ("image_vae",), ())
         else:
-            if not vae.is_file():
-                self._vae(vae)
+            with self._locks["vae"]:
+                if not vae.is_file():
+                    self._vae(vae)
             if self.study.start == "vae":
                 return vae
             self._train(base, seed, ("image_denoiser",), (f"train.init_from={vae}",))
@@ -175,36 +205,64 @@ class Runner:
         owner = next(other for other in self.study.arms if other.name == (arm.like or arm.name))
         start, begin = self._start(seed), time.perf_counter()
         workdir = self.workdir(owner, seed)
-        self._train(workdir, seed, self.study.stages, (*owner.train, f"train.init_from={start}"))
+        with self._locks[workdir]:
+            self._train(workdir, seed, self.study.stages, (*owner.train, f"train.init_from={start}"))
         print(f"{arm.name}, seed {seed}: trained in {time.perf_counter() - begin:.0f} s, {workdir}", flush=True)
         for frames in missing:
             begin = time.perf_counter()
-            flags = [
-                f"--frames={frames}",
-                f"--stories={self.arguments.stories}",
-                "--others=0",
-                "--blocks=8",
-                "--stills=8",
-            ]
-            flags += [f"--ways={','.join(self.study.ways(arm))}", f"--real_scores={self.work / 'real'}"]
-            flags += [f"--config.{field}" for field in arm.sample]
-            flags += ["--nomeasure"] if self.arguments.dry_run else []
-            if "denoiser" not in self.study.stages:
-                weights = workdir / "vae.safetensors"
-                _call_export(workdir, "vae", weights)
-                flags.append(f"--weights={weights}")
-            self._command("eval", workdir, *flags)
-            row = self._row(arm, seed, json.loads((workdir / "eval" / "eval.json").read_text()))
+            with self._locks[workdir]:  # arms that share a run share its eval folder
+                row = self._tell(arm, workdir, frames)
             shown = {name: round(row[name], 4) for name in self.study.shown if name in row}
-            files.write_json(self.results, self.rows() | {f"{arm.name}/{seed}/{frames}": row})
+            with self._locks["rows"]:
+                files.write_json(self.results, self.rows() | {f"{arm.name}/{seed}/{frames}": row})
             print(f"{arm.name}, seed {seed}, {frames} frames: {time.perf_counter() - begin:.0f} s: {shown}", flush=True)
+
+    def run_all(self, names: Sequence[str], seeds: Sequence[int]) -> None:
+        """Every arm of `names` with every seed, `jobs` at a time; ends at the first that fails."""
+
+        def job(work: Callable[..., Any], *arguments: Any) -> None:
+            self._mine.cores = self._cores.get()
+            if self._mine.cores and self.arguments.jobs > 1:
+                os.sched_setaffinity(0, self._mine.cores)  # of this thread, and of the processes that it starts
+            try:
+                work(*arguments)
+            finally:
+                self._cores.put(self._mine.cores)
+
+        arms = [arm for arm in self.study.arms if arm.name in names]
+        with futures.ThreadPoolExecutor(self.arguments.jobs) as pool:
+            began = [pool.submit(job, self._start, seed) for seed in seeds] if self.arguments.jobs > 1 else []
+            trained = [(arm, seed) for seed in seeds for arm in arms if not arm.like]
+            sampled = [(arm, seed) for arm in arms if arm.like for seed in seeds]  # those of one run: not side by side
+            began += [pool.submit(job, self.run, arm, seed) for arm, seed in (*trained, *sampled)]
+            done, left = futures.wait(began, return_when=futures.FIRST_EXCEPTION)
+            for future in left:
+                future.cancel()
+            for future in done:
+                future.result()
+
+    def _tell(self, arm: Arm, workdir: pathlib.Path, frames: int) -> dict[str, float]:
+        """The row of one arm and length: `--mode=eval` of its run."""
+        flags = [f"--frames={frames}", f"--stories={self.arguments.stories}", "--others=0", "--blocks=8", "--stills=8"]
+        flags += [f"--ways={','.join(self.study.ways(arm))}", f"--real_scores={self.work / 'real'}"]
+        flags += [f"--config.{field}" for field in arm.sample]
+        flags += ["--nomeasure"] if self.arguments.dry_run else []
+        if "denoiser" not in self.study.stages:
+            weights = workdir / "vae.safetensors"
+            _call_export(workdir, "vae", weights)
+            flags.append(f"--weights={weights}")
+        self._command("eval", workdir, *flags)
+        row = self._row(arm, json.loads((workdir / "eval" / "eval.json").read_text()))
+        if self.arguments.jobs > 1:
+            row.pop("seconds", None)  # of a machine that did something else too
+        return row
 
     def rows(self) -> dict[str, dict[str, float]]:
         """'arm/seed/frames' -> figures, of what is finished."""
         self.results.parent.mkdir(parents=True, exist_ok=True)
         return json.loads(self.results.read_text()) if self.results.is_file() else {}
 
-    def _row(self, arm: Arm, seed: int, record: Mapping[str, Any]) -> dict[str, float]:
+    def _row(self, arm: Arm, record: Mapping[str, Any]) -> dict[str, float]:
         told = record["stories"].get(arm.way, {})
         out = dict(told.get("summary", {}).get("mean", {}))
         vae = record["stories"].get("vae_ceiling", {})
@@ -226,34 +284,6 @@ def _call_export(source: str | pathlib.Path, what: str, file: pathlib.Path, vae:
     subprocess.run(script, cwd=ROOT, check=True)
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """(mean, half the width of its 95 % interval by Student's t over seeds); 0 of one value."""
-    from scipy import stats
-
-    values = np.asarray(values, float)
-    if len(values) < 2:
-        return float(values.mean()), 0.0
-    return float(values.mean()), float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-
-
-def table(study: Study, rows: Mapping[str, Mapping[str, float]]) -> str:
-    """Markdown: a row an arm and length; means over seeds, with 95 % intervals by Student's t."""
-    lines = ["| arm | frames | seeds | " + " | ".join(study.shown) + " |", "|---" * (len(study.shown) + 3) + "|"]
-    lengths = sorted({int(key.rsplit("/", 1)[1]) for key in rows})
-    for arm in study.arms:
-        for frames in lengths:
-            own = [row for key, row in rows.items() if key.startswith(f"{arm.name}/") and key.endswith(f"/{frames}")]
-            if not own:
-                continue
-            cells = []
-            for name in study.shown:
-                values = [row[name] for row in own if name in row]
-                mean, half = interval(values) if values else (None, 0.0)
-                cells.append("-" if mean is None else f"{mean:.4g}" + (f" ± {half:.2g}" if half else ""))
-            lines.append(f"| {arm.name} | {frames} | {len(own)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def main(study: Study, description: str) -> None:
     """The command of a study."""
     arguments = arguments_of(study, description)
@@ -265,16 +295,13 @@ def main(study: Study, description: str) -> None:
             raise SystemExit(
                 f"--only: {sorted(unknown)[0]} is no arm; choose of {'; '.join(a.name for a in study.arms)}"
             )
-        for seed in (int(n) for n in arguments.seeds.split(",")):
-            for arm in study.arms:
-                if arm.name in wanted:
-                    runner.run(arm, seed)
+        runner.run_all(wanted, [int(n) for n in arguments.seeds.split(",")])
     rows = runner.rows()
-    print(table(study, rows))
+    print(study_table.table(study, rows))
     if rows and not arguments.table:
         import study_plot
 
-        study_plot.draw(study, rows, interval).save(runner.results.with_name("plot.png"))
+        study_plot.draw(study, rows).save(runner.results.with_name("plot.png"))
 
 
 def _export(source: str, what: str, file: str, vae: str) -> None:

@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+import study_table
 
 CURVE = "exact"  # the score that is drawn over the frames
 
 
-def draw(study: Any, rows: Mapping[str, Mapping[str, Any]], interval: Any) -> Image.Image:
+def draw(study: Any, rows: Mapping[str, Mapping[str, Any]]) -> Image.Image:
     """Means over seeds with 95 % intervals: over the length where there are several, else an arm beside the other.
 
     Args:
-      study: `study.Study`. rows: of results.json. interval: `study.interval`.
+      study: `study.Study`. rows: of results.json.
     """
     from matplotlib.figure import Figure  # no global state, no display
 
@@ -26,17 +27,13 @@ def draw(study: Any, rows: Mapping[str, Mapping[str, Any]], interval: Any) -> Im
     count = len(study.shown) + 1
     figure = Figure(figsize=(13, 3.2 * -(-count // columns)), dpi=80, layout="constrained")
     panels = figure.subplots(-(-count // columns), columns, squeeze=False).flat
-    values = lambda arm, frames, name: [
-        row[name]
-        for key, row in rows.items()
-        if key.startswith(f"{arm}/") and key.endswith(f"/{frames}") and name in row
-    ]
+    values = lambda arm, frames, name: list(study_table.by_seed(rows, arm, frames, name).values())
     for panel, name in zip(panels, study.shown):
         for place, arm in enumerate(arms):
             there = [frames for frames in lengths if values(arm, frames, name)]
             if not there:
                 continue
-            means, halves = zip(*(interval(values(arm, frames, name)) for frames in there))
+            means, halves = zip(*(study_table.interval(values(arm, frames, name)) for frames in there))
             x = np.arange(len(lengths))[[lengths.index(f) for f in there]] + 0.06 * (place - len(arms) / 2)
             panel.errorbar(
                 x, means, halves, marker="o", capsize=3, linestyle="-" if len(lengths) > 1 else "", label=arm

@@ -49,7 +49,7 @@ def _stage(**overrides: Any) -> ml_collections.ConfigDict:
             dtype="float32",  # compute type: float32 | bfloat16 (parameters stay float32)
             clip_length=16,  # frames of a training clip; in image stages, single frames drawn from one episode
             log_every=50,  # steps between log lines: the one host sync
-            sample_every=0,  # steps between sample videos; 0 = only at the end of the stage
+            sample_every=0,  # steps between sample videos; 0 = only at the end of the stage, -1 = none at all
             checkpoint_every=500,  # steps between checkpoints; one is always written at the end
             max_skipped=10,  # steps with a loss or gradient that is not finite that are left out between checkpoints
             keep=2,  # newest checkpoints kept; the next four keep others beside them

@@ -94,12 +94,8 @@ def _check_stage(config: ml_collections.ConfigDict, name: str) -> None:
         f"unknown schedule {stage.lr_schedule!r}",
         "use cosine or constant",
     )
-    _require(
-        stage.optimizer in ("adamw", "muon"),
-        f"{field}.optimizer",
-        f"unknown optimiser {stage.optimizer!r}",
-        "use adamw or muon",
-    )
+    known = stage.optimizer in ("adamw", "muon")
+    _require(known, f"{field}.optimizer", f"unknown optimiser {stage.optimizer!r}", "use adamw or muon")
     _require(
         stage.pretrained_lr_ratio == 1 or (stage.pretrained_lr_ratio >= 0 and name not in IMAGE_STAGES),
         f"{field}.pretrained_lr_ratio",
@@ -115,6 +111,7 @@ def _check_stage(config: ml_collections.ConfigDict, name: str) -> None:
     _require(stage.num_steps >= 1, f"{field}.num_steps", "must be at least 1", "set the number of optimiser steps")
     _require(stage.log_every >= 1, f"{field}.log_every", "must be at least 1", "set steps between log lines")
     _require(stage.checkpoint_every >= 1, f"{field}.checkpoint_every", "must be at least 1", "set steps between them")
+    _require(stage.sample_every >= -1, f"{field}.sample_every", "is below -1", "0: at the end alone, -1: never")
     _require(stage.max_skipped >= 0, f"{field}.max_skipped", "is negative", "0 ends the run at the first such step")
     _check_keep(stage, field)
     length = config.hierarchy.segment_length

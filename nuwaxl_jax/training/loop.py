@@ -121,7 +121,7 @@ def run_stage(
       config: the resolved config, saved in every checkpoint.
       interrupt: asked after each step.
       params: a new run starts from these (or from what this function returns) instead of task.init.
-      hooks: 'eval' and 'sample', called every eval_every and sample_every steps and at the end.
+      hooks: 'eval' and 'sample', called every eval_every and sample_every steps and at the end; negative: never.
       watch: the peak that utilisation is of, and steps to trace.
 
     Raises:
@@ -246,7 +246,8 @@ def _call_hooks(
     """Those that are due, and what they return into the files; what 'eval' returned."""
     returned: dict[str, Any] = {}
     for name, write in (("eval", writer.scalars), ("sample", writer.media)):
-        if name in hooks and _due(step, settings.get(f"{name}_every", 0), settings.num_steps):
+        every = settings.get(f"{name}_every", 0)
+        if name in hooks and every >= 0 and _due(step, every, settings.num_steps):
             returned[name] = hooks[name](stage, state, frozen, step)
             write(step, returned[name])
     return returned.get("eval", {})

@@ -60,13 +60,13 @@ def test_a_dry_run_trains_tells_and_tabulates_and_goes_on_from_what_is_kept(tmp_
         os.environ, XLA_FLAGS="--xla_backend_optimization_level=0", PYTHONPATH=str(ROOT), PYTHONWARNINGS="ignore"
     )
     command = [sys.executable, str(ROOT / "experiments" / "table2b" / "run.py"), "--dry_run", "--only=top_up"]
-    command += ["--seeds=0", f"--work={tmp_path}", "--stories=1", "--frames=10"]
+    command += ["--seeds=0", f"--work={tmp_path}", "--stories=1", "--frames=10", "--jobs=2", "--kept=64"]
     run = lambda: subprocess.run(command, capture_output=True, text=True, env=env, timeout=500)
     first = run()
     assert first.returncode == 0, first.stdout[-2000:] + first.stderr[-2000:]
     assert "| top_up | 10 | 1 |" in first.stdout
     [row] = json.loads(next(tmp_path.rglob("table2b/*/results.json")).read_text()).values()
-    assert {"scene", "denoising_1", "seconds", "calls"} <= set(row)
+    assert {"scene", "denoising_1", "calls"} <= set(row) and "seconds" not in row  # two jobs: no time of its own
     again = run()
     assert again.returncode == 0 and "trained in" not in again.stdout and "| top_up | 10 | 1 |" in again.stdout
 
@@ -84,3 +84,47 @@ def test_rows_of_another_data_set_or_size_are_no_rows_of_the_study(tmp_path, mon
         places.append(module.study.Runner(module.STUDY, module.study.arguments_of(module.STUDY, "")).results)
     assert places[0] == ROOT / "experiments" / "table2b" / "results.json" and len(set(places)) == len(places)
     assert all(tmp_path in place.parents for place in places[1:])
+
+
+def test_an_arm_is_bold_where_its_differences_seed_by_seed_leave_out_0():
+    module = _load(ROOT / "experiments" / "table2b" / "run.py")
+    seeds = (0.2, 0.5, 0.9)  # what the seeds have in common is far larger than what the arms differ by
+    rows = {}
+    for seed, base in enumerate(seeds):
+        rows[f"down_up/{seed}/226"] = {"exact": base}
+        rows[f"up/{seed}/226"] = {"exact": base - 0.1 + 0.001 * seed}
+        rows[f"none/{seed}/226"] = {"exact": base + (0.1, -0.1, 0.05)[seed]}
+    text = module.study.study_table.table(module.STUDY, rows)
+    lines = {line.split(" | ")[0].strip("| "): line for line in text.split("\n")}
+    mean, half = 0.5333, 4.302653 * 0.351188 / 3**0.5  # Student's t of two degrees of freedom; the seeds' spread
+    assert f"| {mean:.4g} ± {half:.2g} |" in lines["down_up"]
+    assert "**" in lines["up"] and "**" not in lines["none"] and "**" not in lines["down_up"]
+
+
+def test_one_seed_alone_makes_nothing_bold():
+    module = _load(ROOT / "experiments" / "table2b" / "run.py")
+    rows = {"down_up/0/226": {"exact": 0.1}, "up/0/226": {"exact": 0.9}}
+    lines = module.study.study_table.table(module.STUDY, rows).split("\n")
+    assert lines[3].startswith("| up | 226 | 1 |") and "| 0.9 |" in lines[3]
+
+
+def test_arms_whose_examples_are_the_same_share_what_is_encoded_once(tmp_path, monkeypatch):
+    module = _load(ROOT / "experiments" / "ours" / "run.py")
+    monkeypatch.setattr("sys.argv", ["run.py", f"--work={tmp_path}", "--jobs=2"])
+    runner = module.study.Runner(module.STUDY, module.study.arguments_of(module.STUDY, ""))
+    called = []
+    monkeypatch.setattr(runner, "_command", lambda mode, workdir, *flags: called.append((mode, flags)))
+
+    def folder(*fields, seed=0):
+        called.clear()
+        runner._train(tmp_path, seed, ("denoiser",), fields)
+        [(first, encoding), (second, training)] = called
+        [cache] = [flag for flag in encoding if "data.cache=" in flag]
+        assert (first, second) == ("data", "train") and cache in training
+        return cache
+
+    same = folder()
+    assert folder("diffusion.cond_noise=0.1") == same and folder("unet.injection=up") == same
+    others = [folder("hierarchy.handover=pixel"), folder("mtd.weights=per_level"), folder(seed=1)]
+    others += [folder("data.level_weights=(0.0, 0.0, 1.0)"), folder("train.denoiser.clip_length=8")]
+    assert len({same, *others}) == 6

@@ -172,6 +172,8 @@ def test_hooks_run_at_their_cadence_and_at_the_end(linear, tmp_path):
 
     _train(linear, tmp_path, num_steps=7, hooks={"eval": evaluate, "sample": sample}, eval_every=3)
     assert seen == [("linear", 3, 3, 1.0), ("linear", 6, 6, 1.0), ("linear", 7, 7, 1.0)]
+    _train(linear, tmp_path / "none", num_steps=3, hooks={"eval": evaluate}, eval_every=-1)
+    assert len(seen) == 3
     lines = [json.loads(line) for line in (tmp_path / "linear" / "metrics.jsonl").read_text().splitlines()]
     assert [line["valid"] for line in lines if "valid" in line] == [1.5, 3.0, 3.5]
 

@@ -1,0 +1,66 @@
+"""The table of a study: means over seeds with their intervals, and which of them differ from the first arm's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+LEGEND = (
+    "Means over seeds, ± half of their 95 % interval by Student's t. Bold: the differences to the first arm of the same"
+    " length, seed by seed, have an interval without 0 (of twenty such cells one is bold by chance)."
+)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """(mean, half the width of its 95 % interval by Student's t over seeds); 0 of one value."""
+    from scipy import stats
+
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        return float(values.mean()), 0.0
+    return float(values.mean()), float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def by_seed(rows: Mapping[str, Mapping[str, Any]], arm: str, frames: int, name: str) -> dict[str, float]:
+    """Seed -> figure, of the rows 'arm/seed/frames' that have it."""
+    out = {}
+    for key, row in rows.items():
+        of, seed, length = key.rsplit("/", 2)
+        if of == arm and length == str(frames) and name in row:
+            out[seed] = row[name]
+    return out
+
+
+def differs(ours: Mapping[str, float], others: Mapping[str, float]) -> bool:
+    """Whether the paired difference over the seeds of both has a 95 % interval without 0; False of fewer than two."""
+    seeds = sorted(set(ours) & set(others))
+    if len(seeds) < 2:
+        return False
+    mean, half = interval([ours[seed] - others[seed] for seed in seeds])
+    return abs(mean) > half
+
+
+def table(study: Any, rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown: a row an arm and length, a column a figure of `study.shown`."""
+    lines = ["| arm | frames | seeds | " + " | ".join(study.shown) + " |", "|---" * (len(study.shown) + 3) + "|"]
+    lengths = sorted({int(key.rsplit("/", 1)[1]) for key in rows})
+    for arm in study.arms:
+        for frames in lengths:
+            seeds = sum(1 for key in rows if key.rsplit("/", 2)[0] == arm.name and key.endswith(f"/{frames}"))
+            if not seeds:
+                continue
+            cells = []
+            for name in study.shown:
+                values = by_seed(rows, arm.name, frames, name)
+                if not values:
+                    cells.append("-")
+                    continue
+                mean, half = interval(list(values.values()))
+                text = f"{mean:.4g}" + (f" ± {half:.2g}" if half else "")
+                first = by_seed(rows, study.arms[0].name, frames, name)
+                cells.append(f"**{text}**" if differs(values, first) else text)
+            lines.append(f"| {arm.name} | {frames} | {seeds} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", LEGEND])
