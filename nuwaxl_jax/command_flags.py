@@ -5,7 +5,7 @@ from absl import flags
 flags.DEFINE_enum(
     "mode",
     None,
-    ["train", "sample", "eval", "compare", "export", "import", "data", "checkpoint", "compile"],
+    ["train", "sample", "eval", "score", "compare", "export", "import", "data", "checkpoint", "compile"],
     "What to do.",
     required=True,
 )
@@ -57,7 +57,10 @@ flags.DEFINE_string("inception", "", "--mode=eval: FID's Inception-v3, pytorch-f
 flags.DEFINE_string("clip", "", "--mode=eval: folder of a CLIP model as transformers has it.")
 flags.DEFINE_string("lpips", "", "--mode=eval: LPIPS with VGG16, the file of vae.lpips_weights.")
 flags.DEFINE_string("real_scores", "", "--mode=eval: folder for what is read of real videos, to be shared by several.")
-flags.DEFINE_list("records", [], "--mode=compare: folders of evaluations.")
+flags.DEFINE_string("made", "", "--mode=score: videos to be measured, a folder or a manifest.")
+flags.DEFINE_string("real", "", "--mode=score: real videos that they are measured against.")
+flags.DEFINE_integer("size", 0, "--mode=score: pixels that frames are scaled to; 0 = the shortest side.", lower_bound=0)
+flags.DEFINE_list("records", [], "--mode=compare: folders of --mode=eval or --mode=score.")
 flags.DEFINE_string(
     "source",
     "",

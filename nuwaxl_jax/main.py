@@ -3,6 +3,7 @@
   python -m nuwaxl_jax.main --mode=train  --config=configs/toons.py:small --workdir=DIR [--config.KEY=VALUE ...]
   python -m nuwaxl_jax.main --mode=sample --story=FILE --workdir=DIR [--weights=shipped] [--frames=226]
   python -m nuwaxl_jax.main --mode=eval   --workdir=DIR [--weights=...] [--inception=FILE] [--clip=FOLDER]
+  python -m nuwaxl_jax.main --mode=score  --made=VIDEOS --real=VIDEOS --workdir=DIR [--frames=N] [--inception=FILE]
   python -m nuwaxl_jax.main --mode=compare --records=DIR,DIR
   python -m nuwaxl_jax.main --mode=export --workdir=DIR --weights=FILE.safetensors
   python -m nuwaxl_jax.main --mode=export --weights=FILE.safetensors --layout=diffusers --out=FOLDER
@@ -125,6 +126,16 @@ def _sample() -> None:
     bundle, config, card = _load_bundle()
     window = profiling.Window.parse(FLAGS.profile)
     sample.run(config, bundle, card, FLAGS.story, FLAGS.workdir, FLAGS.frames, FLAGS.redo, profile=window)
+
+
+def _score() -> None:
+    from nuwaxl_jax.evaluation import measures
+    from nuwaxl_jax.evaluation import video_sets
+
+    networks = measures.Measures.load(FLAGS.i3d, FLAGS.inception, FLAGS.clip)
+    scope = video_sets.Scope(FLAGS.frames, FLAGS.size, FLAGS.block, FLAGS.blocks, FLAGS.stills)
+    options = dict(scope=scope, measures=networks, progress=_progress_line())
+    video_sets.run(FLAGS.made, FLAGS.real, FLAGS.workdir, **options)
 
 
 def _eval() -> None:
@@ -276,6 +287,7 @@ _MODES = {
     "train": _train,
     "sample": _sample,
     "eval": _eval,
+    "score": _score,
     "compare": _compare,
     "export": _export,
     "import": _import,
@@ -294,7 +306,7 @@ def main(argv: list[str]) -> None:
     """Dispatches on --mode."""
     if len(argv) > 1:
         raise UsageError(f"unknown argument {argv[1]!r}; options start with --")
-    if FLAGS.mode in ("train", "sample", "eval", "data"):
+    if FLAGS.mode in ("train", "sample", "eval", "score", "data"):
         leaving.at_once("nuwaxl_jax: interrupted; the same command goes on")
     compile_cache.use()
     jax.config.update("jax_num_cpu_devices", FLAGS.cpu_devices or _default_cpu_devices())
@@ -302,7 +314,7 @@ def main(argv: list[str]) -> None:
     if job is not None and FLAGS.mode not in ("train", "sample", "eval") and not FLAGS.cache:
         raise UsageError(f"--mode={FLAGS.mode} is one process's work; start it once, with --hosts=none")
     hosts.join(job)
-    if FLAGS.mode in ("train", "sample", "eval"):
+    if FLAGS.mode in ("train", "sample", "eval", "score"):
         _require_workdir()
         if jax.default_backend() == "cpu":
             host_memory.keep_freed_pages()

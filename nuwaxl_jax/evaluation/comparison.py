@@ -41,11 +41,14 @@ def check(metric: str, one: Record, other: Record) -> None:
 def read(path: str | os.PathLike) -> dict[str, dict[str, Record]]:
     """way -> metric -> record, of an evaluation's file or folder."""
     path = pathlib.Path(path)
-    path = next((p for p in (path / "eval" / "eval.json", path / "eval.json") if p.is_file()), path)
+    places = (path / folder / f"{name}.json" for name in ("eval", "score") for folder in (name, ""))
+    path = next((p for p in places if p.is_file()), path)
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))["metrics"]
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise ValueError(f"{path} holds no eval.json; give a folder that --mode=eval has written to") from error
+        raise ValueError(
+            f"{path} holds no eval.json; give a folder that --mode=eval or --mode=score has written to"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no record of --mode=eval with metrics ({error!r})") from error
     if not isinstance(metrics, dict) or not metrics or not all(isinstance(row, dict) for row in metrics.values()):
