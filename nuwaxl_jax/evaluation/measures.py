@@ -88,7 +88,7 @@ class Measures:
             out.append("--i3d is not the published file; its FVD is not comparable with published figures")
         if self.stills is None:
             out.append("no network for single frames, so no FID; --inception=FILE")
-        elif not self.stills.name.endswith("FID"):
+        elif not self.stills.fid:
             out.append(f"no FID weights: single frames are read by {self.stills.name}; --inception=FILE gives FID")
         if self.similarity is None:
             out.append("no CLIP, so no similarity of frames to prompts; --clip=FOLDER")

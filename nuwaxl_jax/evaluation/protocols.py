@@ -126,7 +126,7 @@ def records(
     if "spread" in real[0]:
         add(f"fvd_spread_{x}", "spread", _pooled, {"clip": list(frames.spread)}, number)
     if "stills" in real[0]:
-        name = "avg_fid" if measures.stills and measures.stills.name.endswith("FID") else "frechet_stills"
+        name = "avg_fid" if measures.stills and measures.stills.fid else "frechet_stills"
         add(name, "stills", _pooled, {"stills": list(frames.stills)}, number * len(frames.stills))
     return out
 

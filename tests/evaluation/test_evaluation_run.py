@@ -32,7 +32,8 @@ def _clips(clips):
 
 def _measures():
     clips = feature_networks.Network("clips", "c" * 64, True, "none", 6, _clips)
-    return measures_lib.Measures(clips, feature_networks.Network("stills, FID", "s" * 64, True, "none", 3, _stills))
+    stills = feature_networks.Network("stills", "s" * 64, True, "none", 3, _stills, fid=True)
+    return measures_lib.Measures(clips, stills)
 
 
 @pytest.fixture(scope="module")

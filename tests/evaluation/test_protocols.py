@@ -37,7 +37,7 @@ class _Similarity:
 
 def _measures(**changed):
     clips = networks.Network("clips", "c" * 64, True, "none", 6, _clips)
-    stills = networks.Network("stills, FID", "s" * 64, True, "none", 3, _stills)
+    stills = networks.Network("stills", "s" * 64, True, "none", 3, _stills, fid=True)
     return dataclasses.replace(measures_lib.Measures(clips, stills, _Similarity()), **changed)
 
 

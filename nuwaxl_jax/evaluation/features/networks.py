@@ -39,6 +39,7 @@ class Network:
     standard: whether that is the published file, so that figures are comparable with published ones.
     resize: what is done to frames before, in words.
     width: number of features.
+    fid: whether the distance of its features is FID.
     features: uint8 [n, H, W, 3], or [n, T, H, W, 3] for clips, to float32 [n, width].
     """
 
@@ -48,6 +49,7 @@ class Network:
     resize: str
     width: int
     features: Callable[[np.ndarray], np.ndarray]
+    fid: bool = False
 
     def protocol(self) -> dict[str, Any]:
         """What two results must have in common to be compared."""
@@ -141,7 +143,7 @@ def inception_v3(path: str) -> Network:
     run = _batched(call, inception.read(path), _STILL_BATCH)
     standard = found.startswith(inception.HASH_BEGINS)
     name = "Inception-v3, FID" if standard else "Inception-v3 with other weights (no FID)"
-    return Network(name, found, standard, _RESIZE.format(inception.SIZE), inception.WIDTH, run)
+    return Network(name, found, standard, _RESIZE.format(inception.SIZE), inception.WIDTH, run, fid=standard)
 
 
 class Similarity:
