@@ -23,17 +23,22 @@ def strip(frames: np.ndarray, columns: int, scale: int = 2) -> Image.Image:
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
+def draw(video: pathlib.Path, first: int = 240) -> None:
+    """Strip from frame `first` on, storyboard and metadata of a video that --mode=sample made."""
+    with video_io.VideoReader(video) as reader:
+        frames = reader.read(np.arange(first, first + 32))
+    strip(frames, 16, 1).save(HERE / "strip.png")
+    shutil.copy(video.with_suffix(".png"), HERE / "storyboard.png")
+    meta = json.loads(video.with_suffix(".json").read_text())
+    (HERE / "main_job.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("video", type=pathlib.Path)
     parser.add_argument("--first", type=int, default=240, help="first frame of the strip")
     arguments = parser.parse_args()
-    with video_io.VideoReader(arguments.video) as reader:
-        frames = reader.read(np.arange(arguments.first, arguments.first + 32))
-    strip(frames, 16, 1).save(HERE / "strip.png")
-    shutil.copy(arguments.video.with_suffix(".png"), HERE / "storyboard.png")
-    meta = json.loads(arguments.video.with_suffix(".json").read_text())
-    (HERE / "main_job.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
+    draw(arguments.video, arguments.first)
 
 
 if __name__ == "__main__":

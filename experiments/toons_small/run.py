@@ -1,0 +1,129 @@
+"""Makes the shipped model again: trains it, exports it, scores it and draws its pictures.
+
+    python experiments/toons_small/run.py [--work=runs/toons_small] [--kept=16000] [--set=FIELD=VALUE ...] [--publish]
+    python experiments/toons_small/run.py --start=shipped --set=train.denoiser.num_steps=2000   # goes on from weights
+
+Every step is a command of the package in its own process, so what is interrupted goes on where it stopped, and what is
+finished is not done again. `--kept`: clips whose latents are encoded once and gone through again and again (0: trained
+from frames). With `--start` the T-KLVAE is the one of those weights, and the denoiser starts from theirs. `--publish`
+puts the weights into the package, and record and pictures beside this file. What it did is in <work>/made.json.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+from nuwaxl_jax import files
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+ASSET = ROOT / "nuwaxl_jax" / "assets" / "toons_small.safetensors"
+STORY = ROOT / "stories" / "two_friends.txt"
+VAE_STAGES = ("image_vae", "vae")
+DENOISER_STAGES = ("image_denoiser", "denoiser")
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", default=str(ROOT / "runs" / "toons_small"))
+    parser.add_argument("--preset", default="small")
+    parser.add_argument("--start", default="", help="weights to go on from: shipped, or a .safetensors file")
+    parser.add_argument("--stages", default="", help="of the denoiser; default both, with --start the last alone")
+    parser.add_argument("--kept", type=int, default=16000)
+    parser.add_argument("--set", action="append", default=[], help="FIELD=VALUE of the config")
+    parser.add_argument("--stories", type=int, default=20)
+    parser.add_argument("--frames", type=int, default=0, help="of each video; 0 = the full tree")
+    parser.add_argument("--publish", action="store_true")
+    return parser.parse_args()
+
+
+class Commands:
+    """The package's command, with its times."""
+
+    def __init__(self, work: pathlib.Path, config: list[str]):
+        self.work, self._config = work, config
+        work.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, name: str, *flags: str, config: bool = True) -> None:
+        """Runs it unless `name` is done; ends with its status where that is not 0."""
+        done = self.done()
+        line = [sys.executable, "-m", "nuwaxl_jax.main", *(self._config if config else []), *flags]
+        if name in done:
+            if done[name]["command"] != line[1:]:
+                print(f"--work: {name} in {self.work} was made otherwise; choose another folder", file=sys.stderr)
+                raise SystemExit(2)
+            return
+        print(f"{name}: {' '.join(line[1:])}", flush=True)
+        begin = time.perf_counter()
+        status = subprocess.run(line, cwd=ROOT, check=False).returncode
+        if status:
+            raise SystemExit(status)
+        seconds = round(time.perf_counter() - begin)
+        files.write_json(self.work / "made.json", done | {name: dict(command=line[1:], last_run_seconds=seconds)})
+
+    def done(self) -> dict:
+        """What is finished, with its command."""
+        file = self.work / "made.json"
+        return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def train(commands: Commands, arguments: argparse.Namespace) -> None:
+    """All stages, in `work`/run."""
+    run = f"--workdir={commands.work / 'run'}"
+    cores = f"--cpu_devices={os.cpu_count()}"
+    start = [f"--config.train.init_from={_weights(arguments.start)}"] if arguments.start else []
+    if not start:
+        commands("vae", "--mode=train", run, cores, f"--config.train.stages={VAE_STAGES!r}")
+    wanted = tuple(arguments.stages.split(",")) if arguments.stages else DENOISER_STAGES[1 if start else 0 :]
+    flags = [run, cores, *start, f"--config.train.stages={wanted!r}"]
+    if arguments.kept:
+        flags.append(f"--config.data.cache={commands.work / 'latents'}")
+        commands("latents", "--mode=data", "--cache", f"--items={arguments.kept}", *flags)
+    commands("denoiser", "--mode=train", *flags)
+
+
+def _weights(start: str) -> pathlib.Path:
+    """The file to start from."""
+    return ASSET if start == "shipped" else pathlib.Path(start).resolve()
+
+
+def show(commands: Commands, arguments: argparse.Namespace, weights: pathlib.Path) -> None:
+    """Scores, and the video of README."""
+    told = [f"--weights={weights}", f"--workdir={commands.work / 'told'}", f"--frames={arguments.frames}"]
+    commands("scores", "--mode=eval", f"--stories={arguments.stories}", *told, config=False)
+    commands("video", "--mode=sample", f"--story={STORY}", *told, config=False)
+
+
+def publish(work: pathlib.Path, weights: pathlib.Path) -> None:
+    """Weights into the package, records and pictures beside this file."""
+    import pictures
+
+    for name in ("eval.json", "curves.png", "story0.png"):
+        shutil.copy(work / "told" / "eval" / name, HERE / name)
+    shutil.copy(work / "made.json", HERE / "made.json")
+    pictures.draw(work / "told" / "two_friends.mp4")
+    files.write_bytes(ASSET, weights.read_bytes())
+    print(f"{ASSET}: {ASSET.stat().st_size / 1e6:.1f} MB")
+
+
+def main() -> None:
+    arguments = parse()
+    work = pathlib.Path(arguments.work).resolve()
+    config = [f"--config={ROOT}/configs/toons.py:{arguments.preset}", *(f"--config.{field}" for field in arguments.set)]
+    commands = Commands(work, config)
+    weights = work / ASSET.name
+    train(commands, arguments)
+    commands("export", "--mode=export", f"--workdir={work / 'run'}", f"--weights={weights}", config=False)
+    show(commands, arguments, weights)
+    if arguments.publish:
+        publish(work, weights)
+
+
+if __name__ == "__main__":
+    main()
