@@ -6,7 +6,7 @@ preset  what it is                                               on 2 CPU cores
 tiny    every part at its smallest, for tests                    seconds
 quick   from nothing to a recognisable video                     17 minutes with --cpu_devices=2
 small   the shipped model (experiments/toons_small)              100 minutes with --cpu_devices=2
-study   arms of the studies (experiments/study.py)               not measured
+study   arms of the studies (experiments/study.py)               7 to 11 minutes an arm on one core, from its start on
 """
 
 import ml_collections

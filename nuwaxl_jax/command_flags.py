@@ -14,7 +14,12 @@ flags.DEFINE_string("story", None, "Story file (.txt, a prompt a line, or .json)
 flags.DEFINE_string(
     "weights", "", "safetensors file, or 'shipped'. Default: the workdir's own if it was trained there, else shipped."
 )
-flags.DEFINE_integer("frames", 0, "Frames of the video; 0 = the full tree, (L - 1)^M + 1.", lower_bound=0)
+flags.DEFINE_integer(
+    "frames",
+    0,
+    "Frames of the video; 0 = the full tree, (L - 1)^M + 1. --mode=score: of each video; 0 = of the shortest.",
+    lower_bound=0,
+)
 flags.DEFINE_string(
     "redo", "", "--mode=sample: LEVEL.SEGMENT, from 0, to make again with other noise, and all that follows from it."
 )
