@@ -1,0 +1,73 @@
+"""The command that makes the shipped model again: what it runs, in which order, and going on after a stop."""
+
+import importlib.util
+import pathlib
+import types
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def remake(monkeypatch, tmp_path):
+    """(call(*arguments) -> commands run, failing: modes that end with a status)."""
+    spec = importlib.util.spec_from_file_location("remake", ROOT / "experiments" / "toons_small" / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    ran, failing = [], {}
+
+    def run(line, **options):
+        del options
+        [mode] = [flag.removeprefix("--mode=") for flag in line if flag.startswith("--mode=")]
+        ran.append((mode, line))
+        return types.SimpleNamespace(returncode=failing.get(mode, 0))
+
+    monkeypatch.setattr(module.subprocess, "run", run)
+
+    def call(*arguments):
+        ran.clear()
+        monkeypatch.setattr("sys.argv", ["run.py", f"--work={tmp_path / 'work'}", *arguments])
+        module.main()
+        return list(ran)
+
+    return call, failing, ran
+
+
+def _stages(line):
+    return [flag.split("=", 1)[1] for flag in line if "train.stages" in flag]
+
+
+def test_all_stages_in_order_and_nothing_twice(remake):
+    call, _, _ = remake
+    ran = call()
+    assert [mode for mode, _ in ran] == ["train", "data", "train", "export", "eval", "sample"]
+    assert _stages(ran[0][1]) == ["('image_vae', 'vae')"] and _stages(ran[2][1]) == ["('image_denoiser', 'denoiser')"]
+    assert call() == []
+
+
+def test_from_weights_the_denoiser_alone_and_without_kept_latents(remake):
+    call, _, _ = remake
+    ran = call("--start=shipped", "--kept=0", "--set=train.denoiser.num_steps=7")
+    assert [mode for mode, _ in ran] == ["train", "export", "eval", "sample"]
+    assert _stages(ran[0][1]) == ["('denoiser',)"] and "--config.train.denoiser.num_steps=7" in ran[0][1]
+    [start] = [flag for flag in ran[0][1] if "init_from" in flag]
+    assert pathlib.Path(start.split("=", 1)[1]).is_file()
+
+
+def test_what_was_stopped_goes_on_there(remake):
+    call, failing, ran = remake
+    failing["data"] = 42
+    with pytest.raises(SystemExit) as stopped:
+        call()
+    assert stopped.value.code == 42 and [mode for mode, _ in ran] == ["train", "data"]
+    failing.clear()
+    assert [mode for mode, _ in call()] == ["data", "train", "export", "eval", "sample"]
+
+
+def test_a_folder_made_otherwise_is_refused(remake, capsys):
+    call, _, _ = remake
+    call()
+    with pytest.raises(SystemExit) as refused:
+        call("--set=seed=1")
+    assert refused.value.code == 2 and "--work: vae in" in capsys.readouterr().err
