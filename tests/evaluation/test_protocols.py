@@ -205,7 +205,7 @@ def test_notes_say_what_a_number_is_not(real, made):
     few = "5 samples of 6 features: covariances are singular and the distance is biased"
     assert records["b_fvd_10"]["notes"][0].startswith(few) and records["fvd_10"]["notes"][0].startswith(few)
     assert records["b_fvd_10_pooled"]["notes"] == records["avg_fid"]["notes"] == []
-    other = _measures(stills=dataclasses.replace(_measures().stills, name="stills (no FID)", standard=False))
+    other = _measures(stills=dataclasses.replace(_measures().stills, fid=False, standard=False))
     records = _records(_read(real[:5]), _read(made[:5]), measures=other)
     assert "avg_fid" not in records and "weights are not the standard ones" in records["frechet_stills"]["notes"]
 
