@@ -40,6 +40,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # Fields that training examples follow from (training/caching.py): arms that agree in them share kept latents.
 _EXAMPLES = ("data.", "vae.", "mtd.", "hierarchy.segment_length", "hierarchy.depth", "hierarchy.handover", "text.token")
+_KEPT = 800  # clips of a study's own rows
 _EXAMPLES += ("train.denoiser.clip_length", "train.denoiser.dtype")
 
 # What a dry run changes: everything at its smallest, in seconds; its figures mean nothing.
@@ -103,7 +104,7 @@ def arguments_of(study: Study, description: str) -> argparse.Namespace:
     parser.add_argument("--config", default="", help=f"another than configs/toons.py:{study.preset}")
     parser.add_argument("--set", action="append", default=[], help="FIELD=VALUE of every arm's config")
     parser.add_argument("--jobs", type=int, default=1, help="arms at a time")
-    parser.add_argument("--kept", type=int, default=800, help="clips that are encoded once; 0: trained from frames")
+    parser.add_argument("--kept", type=int, default=_KEPT, help="clips that are encoded once; 0: trained from frames")
     parser.add_argument("--work", default=str(ROOT / "runs" / "studies"))
     parser.add_argument("--dry_run", action="store_true", help="the tiny preset, two steps, nothing written here")
     parser.add_argument("--table", action="store_true", help="print the table of what is finished")
@@ -121,7 +122,8 @@ class Runner:
         name = pathlib.Path(self.config).name.replace(":", "-").removesuffix(".py")
         self.work = pathlib.Path(arguments.work).resolve() / name
         # The study's own rows lie in its folder; what was asked otherwise is no row of theirs.
-        own = not (arguments.dry_run or arguments.config or arguments.set) and arguments.stories == study.stories
+        own = not (arguments.dry_run or arguments.config or arguments.set)
+        own = own and (arguments.stories, arguments.kept) == (study.stories, _KEPT)
         self.results = (study.folder if own else self._otherwise()) / "results.json"
         self._locks: dict[Any, threading.Lock] = collections.defaultdict(threading.Lock)
         self._cores: queue.Queue[tuple[int, ...]] = queue.Queue()  # of jobs that are not at work
@@ -132,7 +134,9 @@ class Runner:
 
     def _otherwise(self) -> pathlib.Path:
         """Where rows of another config, data set or number of stories lie."""
-        what = json.dumps([self.config, self.fields, self.arguments.stories, self.arguments.dry_run])
+        what = json.dumps(
+            [self.config, self.fields, self.arguments.stories, self.arguments.kept, self.arguments.dry_run]
+        )
         return self.work / self.study.folder.name / hashlib.sha256(what.encode()).hexdigest()[:10]
 
     def _command(self, mode: str, workdir: pathlib.Path, *flags: str) -> None:
@@ -193,7 +197,7 @@ class Runner:
 
     def workdir(self, arm: Arm, seed: int) -> pathlib.Path:
         """Of an arm's training; studies share the runs of equal arms."""
-        what = json.dumps([sorted(arm.train), self.fields, self.study.stages, self.study.start])
+        what = json.dumps([sorted(arm.train), self.fields, self.study.stages, self.study.start, self.arguments.kept])
         return self.work / f"run-{hashlib.sha256(what.encode()).hexdigest()[:10]}-{seed}"
 
     def run(self, arm: Arm, seed: int) -> None:

@@ -79,7 +79,14 @@ def test_the_page_of_results_is_what_the_data_give():
 def test_rows_of_another_data_set_or_size_are_no_rows_of_the_study(tmp_path, monkeypatch):
     module = _load(ROOT / "experiments" / "table2b" / "run.py")
     places = []
-    for more in ([], ["--set=data.path=a"], ["--set=data.path=b"], ["--config=configs/videos.py"], ["--stories=2"]):
+    for more in (
+        [],
+        ["--set=data.path=a"],
+        ["--set=data.path=b"],
+        ["--config=configs/videos.py"],
+        ["--stories=2"],
+        ["--kept=0"],
+    ):
         monkeypatch.setattr("sys.argv", ["run.py", f"--work={tmp_path}", *more])
         places.append(module.study.Runner(module.STUDY, module.study.arguments_of(module.STUDY, "")).results)
     assert places[0] == ROOT / "experiments" / "table2b" / "results.json" and len(set(places)) == len(places)
