@@ -128,9 +128,9 @@ def test_it_fails_when_nothing_is_left(tmp_path, config):
     write(folder / "short.mp4", moving(3))
     out, env = tmp_path / "r.json", dict(os.environ, PYTHONWARNINGS="ignore")
     command = [sys.executable, "-m", "nuwaxl_jax.main", "--mode=data", "--check", f"--config.data.path={folder}"]
-    done = subprocess.run([*command, f"--out={out}"], capture_output=True, text=True, cwd=ROOT, env=env, timeout=300)
+    done = subprocess.run([*command, f"--out={out}"], capture_output=True, text=True, cwd=ROOT, env=env, timeout=900)
     assert done.returncode == 2 and "no video at" in done.stderr and done.stderr.count("\n") == 1
     assert "1 found -> 1 readable -> 0 of at least 16 frames" in done.stdout
     assert json.loads(out.read_text())["funnel"]["kept"] == 0
-    done = subprocess.run(command[:-1], capture_output=True, text=True, cwd=ROOT, env=env, timeout=300)
+    done = subprocess.run(command[:-1], capture_output=True, text=True, cwd=ROOT, env=env, timeout=900)
     assert done.returncode == 2 and "config.data.path is empty" in done.stderr

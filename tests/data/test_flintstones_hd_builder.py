@@ -129,7 +129,7 @@ builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual
 def test_killed_in_the_middle_it_goes_on(tmp_path):
     episodes = make_episodes(tmp_path / "manual", 160)
     run = [sys.executable, "-c", SCRIPT, str(episodes)]
-    subprocess.run([*run, str(tmp_path / "undisturbed")], check=True, capture_output=True, timeout=120)
+    subprocess.run([*run, str(tmp_path / "undisturbed")], check=True, capture_output=True, timeout=400)
     notes = tmp_path / "killed" / "flintstones_hd" / "small" / ".1.0.0.partial" / "shards"
     kept = []
     for wanted in (2, 9, 25):
@@ -143,7 +143,7 @@ def test_killed_in_the_middle_it_goes_on(tmp_path):
         kept.append({path.name: path.stat().st_ino for path in notes.glob("*.json")})
     assert kept[0].items() <= kept[1].items() <= kept[2].items() and len(kept[2]) < 6 * 8
     assert not (notes.parent.parent / "1.0.0").exists()
-    subprocess.run([*run, str(tmp_path / "killed")], check=True, capture_output=True, timeout=120)
+    subprocess.run([*run, str(tmp_path / "killed")], check=True, capture_output=True, timeout=400)
     assert content(tmp_path / "killed") == content(tmp_path / "undisturbed")
     assert not notes.parent.exists()
 
@@ -175,7 +175,7 @@ def test_two_calls_at_once(tmp_path):
     run = [sys.executable, "-c", SCRIPT, str(episodes), str(tmp_path / "tfds")]
     crew = [subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for process in crew:
-        _, complaints = process.communicate(timeout=120)
+        _, complaints = process.communicate(timeout=400)
         assert process.returncode == 0, complaints
     config = flintstones_hd.Builder.builder_config_cls(name="small", frame_size=96, part_frames=20)
     builder = opened(tmp_path / "tfds", config=config)

@@ -143,7 +143,7 @@ def go(process):
 
 
 def finish(process):
-    said, complaints = process.communicate(timeout=120)
+    said, complaints = process.communicate(timeout=400)
     assert process.returncode == 0, complaints
     return said
 

@@ -199,7 +199,8 @@ def test_clip_bounds_every_estimate_and_the_result():
     assert np.max(np.abs(free)) > 1.0
     # An estimate inside the bounds is left alone.
     inside = samplers.sample(optimal(diffusion), diffusion, keys_of(2), (64,), steps=3, clip=100.0)
-    np.testing.assert_array_equal(inside, samplers.sample(optimal(diffusion), diffusion, keys_of(2), (64,), steps=3))
+    unclipped = samplers.sample(optimal(diffusion), diffusion, keys_of(2), (64,), steps=3)
+    np.testing.assert_allclose(inside, unclipped, rtol=1e-6)  # two programs round apart
 
 
 @pytest.mark.parametrize("method", ["ddim", "dpmpp_2m"])

@@ -56,12 +56,10 @@ def _value(text):
 
 @pytest.mark.long
 def test_a_dry_run_trains_tells_and_tabulates_and_goes_on_from_what_is_kept(tmp_path):
-    env = dict(
-        os.environ, XLA_FLAGS="--xla_backend_optimization_level=0", PYTHONPATH=str(ROOT), PYTHONWARNINGS="ignore"
-    )
+    env = dict(os.environ, PYTHONPATH=str(ROOT), PYTHONWARNINGS="ignore")
     command = [sys.executable, str(ROOT / "experiments" / "table2b" / "run.py"), "--dry_run", "--only=top_up"]
     command += ["--seeds=0", f"--work={tmp_path}", "--stories=1", "--frames=10", "--jobs=2", "--kept=64"]
-    run = lambda: subprocess.run(command, capture_output=True, text=True, env=env, timeout=500)
+    run = lambda: subprocess.run(command, capture_output=True, text=True, env=env, timeout=900)
     first = run()
     assert first.returncode == 0, first.stdout[-2000:] + first.stderr[-2000:]
     assert "| top_up | 10 | 1 |" in first.stdout

@@ -218,12 +218,13 @@ def test_the_run_gets_flags_of_its_generation_and_a_cache_that_outlives_the_slic
 def test_interrupted_it_says_how_to_delete(cloud):
     cloud.plan([{"lines": ["step 1"], "sleep": 60}])
     command = [sys.executable, str(ROOT / "experiments/launch/pod.py"), *cloud.flags("up"), "--", "--mode=train"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    heeds = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs begin deaf to it
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=heeds)
     deadline = time.monotonic() + 60
     while "ssh 0 log" not in cloud.calls() and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=200)[1]
+    said = process.communicate(timeout=400)[1]
     assert process.returncode == 130
     assert "gcloud compute tpus tpu-vm delete nuwa --zone=us-west4-a" in said
     assert "pod.py watch --name=nuwa" in said

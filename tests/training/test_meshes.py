@@ -40,6 +40,11 @@ CASES = {  # config.mesh, and what else must change nothing
     "fsdp2_model2": (dict(fsdp=2, model=2), {}),
     "data2_fsdp2_model2": (dict(data=2, fsdp=2, model=2), dict(accumulate=2)),
 }
+LONG = ("fsdp4", "data2_fsdp2", "data4_model2")  # a program each; the others have their axes among them
+
+
+def _named(*names):
+    return pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] * (n in LONG)) for n in names])
 
 
 @dataclasses.dataclass
@@ -115,7 +120,7 @@ def run_of(toons_presets):
     return run
 
 
-@pytest.mark.parametrize("name", CASES)
+@_named(*CASES)
 def test_losses_are_those_of_one_device(run_of, name, record_property):
     one, many = run_of("one").losses, run_of(name).losses
     assert len(set(one)) == STEPS
@@ -130,7 +135,7 @@ def _moments(state):
     return adam.mu, adam.nu
 
 
-@pytest.mark.parametrize("name", ["fsdp4", "model2", "fsdp2_model2", "data2_fsdp2_model2"])
+@_named("fsdp4", "model2", "fsdp2_model2", "data2_fsdp2_model2")
 def test_no_device_holds_a_whole_parameter(run_of, name):
     """Of parameters, EMA and moments, after ten steps; and the program takes no more than those shards."""
     run = run_of(name)
@@ -189,7 +194,7 @@ def test_data_parallel_steps_sum_gradients_and_nothing_else(run_of):
     assert collectives[0].size >= sum(leaf.size for leaf in jax.tree.leaves(run_of("data8").state.params))
 
 
-@pytest.mark.parametrize("name", ["fsdp4", "data2_fsdp2", "fsdp2_model2", "data2_fsdp2_model2"])
+@_named("fsdp4", "data2_fsdp2", "fsdp2_model2", "data2_fsdp2_model2")
 def test_sharded_parameters_are_gathered_one_at_a_time(run_of, name):
     """The CPU compiler has no reduce-scatter: it sums a gradient by all-reduce, and each device goes on with its slice.
     It also makes every gather early, so what is alive at once is tested where it counts, for TPUs, below."""
@@ -207,7 +212,7 @@ def test_sharded_parameters_are_gathered_one_at_a_time(run_of, name):
         assert sum(missing.values()) <= 1, missing
 
 
-@pytest.mark.parametrize("name", ["model2", "data4_model2"])
+@_named("model2", "data4_model2")
 def test_tensor_parallel_layers_sum_activations_and_gather_no_parameter(run_of, name):
     run = run_of(name)
     collectives = _counts(_collectives(run.text))

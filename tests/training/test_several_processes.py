@@ -32,7 +32,7 @@ def _job(workdir, count, num_steps, kill_at=0):
         for i in range(count)
     ]
     try:
-        return [(job.wait(300), out) for job, out in ((job, job.communicate(timeout=300)[0]) for job in jobs)]
+        return [(job.wait(900), out) for job, out in ((job, job.communicate(timeout=900)[0]) for job in jobs)]
     finally:
         for job in jobs:
             job.kill()

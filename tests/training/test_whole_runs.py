@@ -21,7 +21,7 @@ def eight(toons_presets):
     return config
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_real_stages_resume_to_the_same_bytes(eight, tmp_path, capsys):
     """Every stage of the tiny preset: the whole run, and one stopped within each stage."""
     loop.train(eight, str(tmp_path / "a"))
