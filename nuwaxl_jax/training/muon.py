@@ -10,6 +10,9 @@ updates have, so that one learning rate serves both (arXiv:2502.16982). Kernels 
 kernels, on every device. Here kernels of one matrix shape are stacked into one batched iteration, the stacks are shared
 out over the devices of the mesh, and the iteration X <- p(X X') X runs on the small Gram matrix: with G = X X' every
 step is X <- p(G) X, G <- p(G) G p(G), so the product of the p is gathered first and meets X once, at the end.
+
+K matrices on N devices come back by gathering, the stack filled up to a multiple of N, or, where that would be more
+than twice K, by summing: every device adds zeros for the matrices that are not its own.
 """
 
 from typing import Any
@@ -75,17 +78,37 @@ def orthogonalise(kernels: list[jax.Array], mesh: Mesh | None = None) -> list[ja
     out: list[Any] = [None] * len(kernels)
     for members in groups.values():
         stack = jnp.stack([matrices[i] for i in members])  # [K, rows, columns]
-        if mesh is not None:
-            spare = -len(members) % mesh.size
-            stack = jnp.pad(stack, ((0, spare), (0, 0), (0, 0)))
-            spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
-            stack = jax.lax.with_sharding_constraint(stack, spread)
-        stack = newton_schulz(stack)
-        if mesh is not None:
-            stack = jax.lax.with_sharding_constraint(stack, partitioning.replicate(mesh))
+        if mesh is None or mesh.size == 1:
+            stack = newton_schulz(stack)
+        elif 2 * len(members) < mesh.size:  # a sum moves what it is of twice
+            stack = _one_each(stack, mesh)
+        else:
+            stack = _shares(stack, mesh)
         for place, i in enumerate(members):
             out[i] = _from_matrix(stack[place], kernels[i].shape)
     return out
+
+
+def _shares(stack: jax.Array, mesh: Mesh) -> jax.Array:
+    """`newton_schulz` of [K, rows, columns], equal shares of the stack and its padding on every device; replicated."""
+    spare = -len(stack) % mesh.size
+    padded = jnp.pad(stack, ((0, spare), (0, 0), (0, 0)))
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
+    out = newton_schulz(jax.lax.with_sharding_constraint(padded, spread))
+    return jax.lax.with_sharding_constraint(out, partitioning.replicate(mesh))
+
+
+def _one_each(stack: jax.Array, mesh: Mesh) -> jax.Array:
+    """The same for K < N devices: device i has matrix i, the others none; the sum over devices is exact."""
+
+    def on_device(stack):
+        place = jax.lax.axis_index(mesh.axis_names)
+        own = jax.lax.dynamic_index_in_dim(stack, jnp.minimum(place, len(stack) - 1))  # [1, rows, columns]
+        mine = (jnp.arange(len(stack)) == place)[:, None, None]
+        return jax.lax.psum(jnp.where(mine, newton_schulz(own), 0.0), mesh.axis_names)
+
+    everywhere = jax.sharding.PartitionSpec()
+    return jax.shard_map(on_device, mesh=mesh, in_specs=everywhere, out_specs=everywhere)(stack)
 
 
 def scale_by_muon(mesh: Mesh | None = None) -> optax.GradientTransformation:

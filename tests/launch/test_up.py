@@ -218,8 +218,9 @@ def test_the_run_gets_flags_of_its_generation_and_a_cache_that_outlives_the_slic
 def test_interrupted_it_says_how_to_delete(cloud):
     cloud.plan([{"lines": ["step 1"], "sleep": 60}])
     command = [sys.executable, str(ROOT / "experiments/launch/pod.py"), *cloud.flags("up"), "--", "--mode=train"]
-    heeds = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs begin deaf to it
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=heeds)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are deaf to it
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 60
     while "ssh 0 log" not in cloud.calls() and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -60,14 +60,17 @@ def test_it_is_optax_muon():
             assert float(jnp.sqrt(jnp.mean(jnp.square(got[name])))) == pytest.approx(0.2, rel=0.25)
 
 
-@pytest.mark.parametrize("devices", [2, 3])
-def test_sharing_the_work_changes_nothing(devices):
-    mesh = partitioning.make_mesh(devices=jax.devices()[:devices])
+@pytest.mark.parametrize("devices,sizes", [(2, {}), (3, {}), (8, dict(fsdp=2, model=2))])
+def test_sharing_the_work_changes_nothing(devices, sizes):
+    """Three and one and one matrices: gathered on two devices, summed on eight, of each kind on three."""
+    mesh = partitioning.make_mesh(devices=jax.devices()[:devices], **sizes)
     leaves = list(_tree(4).values())
     alone = jax.jit(muon.orthogonalise)(leaves)
     shared = jax.jit(lambda x: muon.orthogonalise(x, mesh))(leaves)
     for one, other in zip(alone, shared):
         np.testing.assert_allclose(one, other, atol=1e-5)
+    text = jax.jit(lambda x: muon.orthogonalise(x, mesh)).lower(leaves).compile().as_text()
+    assert ("all-gather" in text) == (devices < 8) and ("all-reduce" in text) == (devices > 2)
 
 
 def test_the_optimizer_gives_kernels_to_muon_and_the_rest_to_adamw():
