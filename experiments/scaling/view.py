@@ -1,5 +1,6 @@
 """Tables of run.py's rows in README.md, and plot.png."""
 
+import math
 import pathlib
 from typing import Any, Iterable
 
@@ -97,6 +98,8 @@ def plot(record: dict[str, dict[str, dict]], order: Iterable[str], path: pathlib
         axes.set(xscale="log", yscale="log", xlim=(0.8, 320), ylabel="seconds, not below")
         axes.set_xticks([1, 4, 16, 64, 256], labels=["1", "4", "16", "64", "256"])
         axes.minorticks_off()
+        low, high = (math.log10(end) for end in axes.get_ylim())
+        axes.set_ylim(10.0 ** math.floor(low), 10.0 ** math.ceil(high))  # whole decades: those are what is labelled
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[1]:
             axes.legend(fontsize=8)
