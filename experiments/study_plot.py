@@ -23,12 +23,12 @@ def draw(study: Any, rows: Mapping[str, Mapping[str, Any]]) -> Image.Image:
 
     lengths = sorted({int(key.rsplit("/", 1)[1]) for key in rows})
     arms = [arm.name for arm in study.arms if any(key.startswith(f"{arm.name}/") for key in rows)]
-    columns = 3
-    count = len(study.shown) + 1
+    columns, names = 3, study_table.shown(study, rows)
+    count = len(names) + 1
     figure = Figure(figsize=(13, 3.2 * -(-count // columns)), dpi=80, layout="constrained")
     panels = figure.subplots(-(-count // columns), columns, squeeze=False).flat
     values = lambda arm, frames, name: list(study_table.by_seed(rows, arm, frames, name).values())
-    for panel, name in zip(panels, study.shown):
+    for panel, name in zip(panels, names):
         for place, arm in enumerate(arms):
             there = [frames for frames in lengths if values(arm, frames, name)]
             if not there:
@@ -39,9 +39,10 @@ def draw(study: Any, rows: Mapping[str, Mapping[str, Any]]) -> Image.Image:
                 x, means, halves, marker="o", capsize=3, linestyle="-" if len(lengths) > 1 else "", label=arm
             )
         panel.set_xticks(range(len(lengths)), [f"{n} frames" for n in lengths])
+        panel.set_xlim(-0.5, len(lengths) - 0.5)
         panel.set_title(name)
         panel.grid(alpha=0.3)
-    panel = panels[len(study.shown)]
+    panel = panels[len(names)]
     for arm in arms:
         curves = values(arm, lengths[-1], "curve")
         told = [c[CURVE] for c in curves if CURVE in c]
@@ -52,7 +53,9 @@ def draw(study: Any, rows: Mapping[str, Mapping[str, Any]]) -> Image.Image:
     panel.grid(alpha=0.3)
     for panel in panels[count:]:
         panel.set_axis_off()
-    panels[0].legend(fontsize=8)
+    # Of the panel that has every arm; outside, where it covers none of them.
+    most = max(panels, key=lambda panel: len(panel.get_legend_handles_labels()[1]))
+    figure.legend(*most.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     data = io.BytesIO()
     figure.savefig(data, format="png")
     return Image.open(data).convert("RGB")

@@ -43,9 +43,15 @@ def differs(ours: Mapping[str, float], others: Mapping[str, float]) -> bool:
     return abs(mean) > half
 
 
+def shown(study: Any, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Of `study.shown`, what any row has: arms that ran side by side have no time of their own."""
+    return [name for name in study.shown if any(name in row for row in rows.values())]
+
+
 def table(study: Any, rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown: a row an arm and length, a column a figure of `study.shown`."""
-    lines = ["| arm | frames | seeds | " + " | ".join(study.shown) + " |", "|---" * (len(study.shown) + 3) + "|"]
+    """Markdown: a row an arm and length, a column a figure of `shown`."""
+    names = shown(study, rows)
+    lines = ["| arm | frames | seeds | " + " | ".join(names) + " |", "|---" * (len(names) + 3) + "|"]
     lengths = sorted({int(key.rsplit("/", 1)[1]) for key in rows})
     for arm in study.arms:
         for frames in lengths:
@@ -53,7 +59,7 @@ def table(study: Any, rows: Mapping[str, Mapping[str, Any]]) -> str:
             if not seeds:
                 continue
             cells = []
-            for name in study.shown:
+            for name in names:
                 values = by_seed(rows, arm.name, frames, name)
                 if not values:
                     cells.append("-")
