@@ -4,7 +4,6 @@ After comparisons with other implementations (`-m parity`) the largest differenc
 """
 
 import importlib.util
-import gc
 import os
 import pathlib
 import shutil
@@ -46,7 +45,6 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_debug_key_reuse", True)
-gc.set_threshold(50_000, 20, 100)  # tracing makes many objects that live on
 
 
 def pytest_collection_modifyitems(config, items):

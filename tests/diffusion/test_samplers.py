@@ -198,9 +198,10 @@ def test_clip_bounds_every_estimate_and_the_result():
     free = samplers.sample(lambda x_t, t: 5 * x_t, diffusion, keys_of(2), (64,), steps=3)
     assert np.max(np.abs(free)) > 1.0
     # An estimate inside the bounds is left alone.
-    inside = samplers.sample(optimal(diffusion), diffusion, keys_of(2), (64,), steps=3, clip=100.0)
-    unclipped = samplers.sample(optimal(diffusion), diffusion, keys_of(2), (64,), steps=3)
-    np.testing.assert_allclose(inside, unclipped, rtol=1e-6)  # two programs round apart
+    with jax.disable_jit():  # operation by operation: two compiled programs may fuse, and round, apart
+        inside = samplers.sample(optimal(diffusion), diffusion, keys_of(2), (64,), steps=3, clip=100.0)
+        unclipped = samplers.sample(optimal(diffusion), diffusion, keys_of(2), (64,), steps=3)
+    np.testing.assert_array_equal(inside, unclipped)
 
 
 @pytest.mark.parametrize("method", ["ddim", "dpmpp_2m"])

@@ -17,12 +17,6 @@ from nuwaxl_jax.training import export
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PRESET = f"--config={ROOT}/configs/toons.py:tiny"
-ONE_LEVEL = (  # networks of one resolution compile in a third of the time
-    "--config.vae.channel_mults=(1,)",
-    "--config.unet.channel_mults=(1,)",
-    "--config.unet.prompt_levels=(True,)",
-)
-CONFIG = (PRESET, *ONE_LEVEL)
 
 
 def _command(*arguments, cwd=ROOT):
@@ -38,9 +32,15 @@ def _command(*arguments, cwd=ROOT):
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+def config(toons_presets):
+    """The flags of the tiny preset with networks of one resolution."""
+    return (PRESET, *(f"--config.{name}={value}" for name, value in toons_presets.ONE_LEVEL.items()))
+
+
+@pytest.fixture(scope="module")
+def workdir(config, tmp_path_factory):
     path = tmp_path_factory.mktemp("run")
-    done = _command("--mode=train", *CONFIG, f"--workdir={path}")
+    done = _command("--mode=train", *config, f"--workdir={path}")
     assert done.returncode == 0, done.stderr[-2000:]
     story = path / "story.txt"
     story.write_text("a small red square jumps in the desert\na big blue star stands in the forest\n")
@@ -126,12 +126,12 @@ def test_evaluation_writes_its_record_and_pictures(workdir):
 
 
 @pytest.mark.slow
-def test_new_layers_alone_learn_from_given_weights(workdir, tmp_path):
+def test_new_layers_alone_learn_from_given_weights(config, workdir, tmp_path):
     weights, run = tmp_path / "start.safetensors", tmp_path / "run"
     assert _command("--mode=export", f"--workdir={workdir}", f"--weights={weights}").returncode == 0
     done = _command(
         "--mode=train",
-        *CONFIG,
+        *config,
         f"--workdir={run}",
         f"--config.train.init_from={weights}",
         "--config.train.stages=('denoiser',)",
@@ -150,8 +150,8 @@ def test_new_layers_alone_learn_from_given_weights(workdir, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_second_train_command_skips_what_is_finished(workdir):
-    done = _command("--mode=train", *CONFIG, f"--workdir={workdir}")
+def test_a_second_train_command_skips_what_is_finished(config, workdir):
+    done = _command("--mode=train", *config, f"--workdir={workdir}")
     assert done.returncode == 0 and done.stdout.count("skipped") + done.stderr.count("skipped") == 4
 
 
