@@ -100,8 +100,9 @@ def rows() -> dict[str, Row]:
         "train/denoiser",
         (*_base("v4-8"), "train.denoiser.accumulate=16"),
     )
-    recomputed = (*_base("v5e-16"), "vae.remat=blocks")
-    out["paper256 on v5e-16, T-KLVAE's blocks recomputed"] = "paper256", "v5e-16", "train/vae", recomputed
+    for name in ("v5e-16", "v5e-64"):
+        recomputed = (*_base(name), "vae.remat=blocks")
+        out[f"paper256 on {name}, T-KLVAE's blocks recomputed"] = "paper256", name, "train/vae", recomputed
     out["L=32, sampling"] = "paper128", "v5e-16", "sample/level_2", (*_base("v5e-16"), *long)
     for preset, slices in TOONS.items():
         for name in slices:
