@@ -8,18 +8,20 @@ from typing import Any
 
 import numpy as np
 
+_FEW = 3  # seeds from which an interval says something: of two, Student's t makes one thirteen times the error
+_COUNTED = ("calls",)  # of no chance: never bold
 LEGEND = (
-    "Means over seeds, ± half of their 95 % interval by Student's t. Bold: the differences to the first arm of the same"
-    " length, seed by seed, have an interval without 0 (of twenty such cells one is bold by chance)."
+    f"Means over seeds, from {_FEW} on ± half of their 95 % interval by Student's t. Bold: the differences to the first"
+    " arm of the same length, seed by seed, have an interval without 0 (of twenty such cells one is bold by chance)."
 )
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """(mean, half the width of its 95 % interval by Student's t over seeds); 0 of one value."""
+    """(mean, half the width of its 95 % interval by Student's t over seeds); 0 of fewer than three values."""
     from scipy import stats
 
     values = np.asarray(values, float)
-    if len(values) < 2:
+    if len(values) < _FEW:
         return float(values.mean()), 0.0
     return float(values.mean()), float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
 
@@ -35,9 +37,9 @@ def by_seed(rows: Mapping[str, Mapping[str, Any]], arm: str, frames: int, name: 
 
 
 def differs(ours: Mapping[str, float], others: Mapping[str, float]) -> bool:
-    """Whether the paired difference over the seeds of both has a 95 % interval without 0; False of fewer than two."""
+    """Whether the paired difference over the seeds of both has a 95 % interval without 0; False of fewer than three."""
     seeds = sorted(set(ours) & set(others))
-    if len(seeds) < 2:
+    if len(seeds) < _FEW:
         return False
     mean, half = interval([ours[seed] - others[seed] for seed in seeds])
     return abs(mean) > half
@@ -67,6 +69,6 @@ def table(study: Any, rows: Mapping[str, Mapping[str, Any]]) -> str:
                 mean, half = interval(list(values.values()))
                 text = f"{mean:.4g}" + (f" ± {half:.2g}" if half else "")
                 first = by_seed(rows, study.arms[0].name, frames, name)
-                cells.append(f"**{text}**" if differs(values, first) else text)
+                cells.append(f"**{text}**" if name not in _COUNTED and differs(values, first) else text)
             lines.append(f"| {arm.name} | {frames} | {seeds} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", LEGEND])

@@ -106,11 +106,19 @@ def test_an_arm_is_bold_where_its_differences_seed_by_seed_leave_out_0():
     assert "**" in lines["up"] and "**" not in lines["none"] and "**" not in lines["down_up"]
 
 
-def test_one_seed_alone_makes_nothing_bold():
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_fewer_than_three_seeds_make_nothing_bold_and_no_interval(seeds):
     module = _load(ROOT / "experiments" / "table2b" / "run.py")
-    rows = {"down_up/0/226": {"exact": 0.1}, "up/0/226": {"exact": 0.9}}
+    rows = {f"down_up/{seed}/226": {"exact": 0.1 + 0.001 * seed} for seed in range(seeds)}
+    rows |= {f"up/{seed}/226": {"exact": 0.9} for seed in range(seeds)}
     lines = module.study.study_table.table(module.STUDY, rows).split("\n")
-    assert lines[3].startswith("| up | 226 | 1 |") and "| 0.9 |" in lines[3]
+    assert lines[3].startswith(f"| up | 226 | {seeds} |") and "| 0.9 |" in lines[3] and "±" not in lines[2]
+
+
+def test_what_is_counted_is_never_bold():
+    module = _load(ROOT / "experiments" / "table1" / "run.py")
+    rows = {f"{arm}/{seed}/16": {"calls": n} for arm, n in (("tree", 8), ("hierarchy-2", 16)) for seed in range(3)}
+    assert "**" not in module.study.study_table.table(module.STUDY, rows)
 
 
 def test_arms_whose_examples_are_the_same_share_what_is_encoded_once(tmp_path, monkeypatch):
