@@ -199,7 +199,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int, mask: ja
     """Multi-head attention of `q [..., Q, c]` to `k, v [..., K, c]`, in the formulation for the platform.
 
     On NVIDIA GPUs, in half precision, unmasked and from 64 tokens on, cuDNN's; else `plain_attention`, and from 1024
-    tokens on by chunks: a third of its memory, half its time with gradient on CPU (experiments/speed/remat.md). On
+    tokens on by chunks: a third of its memory, 1.4 times its time with gradient on CPU (experiments/speed/remat.md). On
     TPUs `jax.nn.dot_product_attention` does no more, and the Pallas kernel takes sequences in multiples of 128 alone:
     no 16 frames, no 77 words. The platform is the one a program is lowered for, not the one that JAX runs on.
 
