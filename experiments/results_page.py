@@ -25,7 +25,7 @@ numbers.
 released, with networks, training and evaluation sizes that it does not state. Ours are of toons, a procedural cartoon,
 at 64x64 pixels, with small networks trained for minutes on CPU cores. No number of ours stands beside one of theirs as
 the same quantity. What can be compared is the *order* of arms and the *direction* in which figures move. Figures are
-means over seeds, with 95 % intervals by Student's t where there are several; B-FVD uses the true I3D and a few stories
+means over seeds, with 95 % intervals by Student's t from three on; B-FVD uses the true I3D and a few stories
 only, so its level is biased (see the other stories' distance in the first table) and only arms of one table compare.
 Avg-FID needs FID's weights, which were not at hand: `frechet_stills` is the same distance of I3D's features of single
 frames.
