@@ -5,6 +5,8 @@ T-KLVAE, and a denoiser's image network trained on single frames with that seed,
 pre-trained), train for the same number of steps on the same clips, and tell the same held-out stories. Arms whose
 examples are the same train from the same kept latents (`--kept` clips, gone through again and again). What is finished
 is kept: results.json of the study has a row an arm, seed and length, and the same command goes on where it stopped.
+Equal arms of two studies are one run, trained and told once (its folder under `--work`, with rows.json; to have it anew
+remove the folder and the rows).
 
     python experiments/STUDY/run.py [--only="ARM;ARM"] [--seeds=0,1,2] [--work=runs/studies] [--dry_run] [--table]
     python experiments/STUDY/run.py --jobs=2    # two arms at a time, each on its share of the cores; without seconds
@@ -215,7 +217,7 @@ class Runner:
         for frames in missing:
             begin = time.perf_counter()
             with self._locks[workdir]:  # arms that share a run share its eval folder
-                row = self._tell(arm, workdir, frames)
+                row = self._told(arm, workdir, frames)
             shown = {name: round(row[name], 4) for name in self.study.shown if name in row}
             with self._locks["rows"]:
                 files.write_json(self.results, self.rows() | {f"{arm.name}/{seed}/{frames}": row})
@@ -244,6 +246,17 @@ class Runner:
                 future.cancel()
             for future in done:
                 future.result()
+
+    def _told(self, arm: Arm, workdir: pathlib.Path, frames: int) -> dict[str, float]:
+        """The row of one arm and length, from the run's rows.json where an equal arm of any study has been told."""
+        file = workdir / "rows.json"
+        rows = json.loads(file.read_text()) if file.is_file() else {}
+        asked = [sorted(arm.sample), self.study.ways(arm), frames, self.arguments.stories, self.arguments.jobs > 1]
+        key = json.dumps(asked)
+        if key not in rows:
+            rows[key] = self._tell(arm, workdir, frames)
+            files.write_json(file, rows)
+        return rows[key]
 
     def _tell(self, arm: Arm, workdir: pathlib.Path, frames: int) -> dict[str, float]:
         """The row of one arm and length: `--mode=eval` of its run."""

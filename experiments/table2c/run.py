@@ -14,16 +14,16 @@ import study  # noqa: E402
 
 
 def of_depth(depth: int) -> tuple[str, ...]:
-    """The config with the last `depth` of the preset's three levels."""
-    last = lambda values: repr(tuple(values[3 - depth :]))
+    """The config with the first and (at depth 2) the last of the preset's three levels."""
+    of = lambda *values: repr(values[:depth])
     return (
         f"hierarchy.depth={depth}",
-        f"data.level_weights={last((1.0, 3.0, 3.0))}",
-        f"unet.condition_fill={last(('zero', 'zero', 'linear')) if depth > 1 else repr(('zero',))}",
-        f"diffusion.line_std={last((1.0, 1.0, 0.85)) if depth > 1 else repr((1.0,))}",
-        f"sampler.steps={last((32, 24, 4)) if depth > 1 else repr((24,))}",
-        f"sampler.guidance={last((2.0, 1.5, 1.0)) if depth > 1 else repr((1.5,))}",
-        f"sampler.temperature={last((1.0, 0.7, 0.0)) if depth > 1 else repr((1.0,))}",
+        f"data.level_weights={of(1.0, 3.0)}",
+        f"unet.condition_fill={of('zero', 'linear')}",
+        f"diffusion.line_std={of(1.0, 0.85)}",
+        f"sampler.steps={of(16, 4)}",
+        f"sampler.guidance={of(2.0, 1.0)}",
+        f"sampler.temperature={of(1.0, 0.0)}",
     )
 
 

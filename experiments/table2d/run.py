@@ -27,7 +27,7 @@ FOUR_LEVELS = (
     "data.level_weights=(1.0, 2.0, 3.0, 3.0)",
     "unet.condition_fill=('zero', 'zero', 'zero', 'linear')",
     "diffusion.line_std=(1.0, 1.0, 1.0, 0.85)",
-    "sampler.steps=(32, 24, 24, 4)",
+    "sampler.steps=(16, 12, 12, 4)",
     "sampler.guidance=(2.0, 1.5, 1.5, 1.0)",
     "sampler.temperature=(1.0, 0.7, 0.7, 0.0)",
 )
