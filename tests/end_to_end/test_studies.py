@@ -121,6 +121,26 @@ def test_what_is_counted_is_never_bold():
     assert "**" not in module.study.study_table.table(module.STUDY, rows)
 
 
+def test_equal_arms_of_two_studies_are_trained_and_told_once(tmp_path, monkeypatch):
+    told = []
+
+    def run(study, name):
+        module = _load(ROOT / "experiments" / study / "run.py")
+        monkeypatch.setattr("sys.argv", ["run.py", f"--work={tmp_path}", "--frames=256", "--stories=4"])
+        runner = module.study.Runner(module.STUDY, module.study.arguments_of(module.STUDY, ""))
+        runner.results = tmp_path / study / "results.json"
+        monkeypatch.setattr(runner, "_start", lambda seed: tmp_path / "start")
+        monkeypatch.setattr(runner, "_train", lambda workdir, *_: workdir.mkdir(parents=True, exist_ok=True))
+        monkeypatch.setattr(runner, "_tell", lambda arm, *_: told.append((study, arm.name)) or {"exact": len(told)})
+        runner.run(next(arm for arm in module.STUDY.arms if arm.name == name), 0)
+        [row] = (value for key, value in runner.rows().items() if key.startswith(f"{name}/"))
+        return row["exact"]
+
+    assert run("table1", "tree") == run("table2c", "depth 3") == run("table2d", "16 frames") == 1
+    assert run("ours", "half the steps") == 2 and run("table2c", "depth 2") == 3  # sampled, or trained, otherwise
+    assert told == [("table1", "tree"), ("ours", "half the steps"), ("table2c", "depth 2")]
+
+
 def test_arms_whose_examples_are_the_same_share_what_is_encoded_once(tmp_path, monkeypatch):
     module = _load(ROOT / "experiments" / "ours" / "run.py")
     monkeypatch.setattr("sys.argv", ["run.py", f"--work={tmp_path}", "--jobs=2"])
