@@ -162,6 +162,9 @@ def _process() -> dict[str, ml_collections.ConfigDict]:
             prediction="v",  # eps [P] | x0 | v; v works with zero terminal SNR [ours]
             weighting="uniform",  # uniform [P] | min_snr | snr
             min_snr_gamma=5.0,  # arXiv:2303.09556
+            # How much more often the noisiest timestep is trained than were all trained alike (1.0: [P]), in the stage
+            # `denoiser`; half of them lie beyond time_shift / (1 + time_shift) of the way (arXiv:2403.03206) [ours].
+            time_shift=1.0,
             loss_on_given=True,  # loss over all L frames, given ones too [P]
             caption_dropout=0.1,  # share of clips trained with the empty prompt, for guidance [ours]
             unconditional_prob=0.05,  # share of local clips trained with no frame given [ours]

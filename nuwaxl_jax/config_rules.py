@@ -372,6 +372,8 @@ def validate(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     probabilities = ("caption_dropout", "unconditional_prob", "first_only_prob")
     for key in probabilities:
         _require(0 <= config.diffusion[key] <= 1, f"diffusion.{key}", "is not a probability", "use 0 to 1")
+    shift = config.diffusion.time_shift
+    _require(shift > 0, "diffusion.time_shift", f"{shift} is not positive", "1.0 trains every timestep equally often")
     _require(
         config.diffusion.unconditional_prob + config.diffusion.first_only_prob <= 1,
         "diffusion.first_only_prob",

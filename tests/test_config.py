@@ -48,6 +48,7 @@ def test_a_text_older_than_a_field_reads_as_the_network_it_was():
         (dict(unet__condition_fill=("zero", "zero", "nearest")), "config.unet.condition_fill"),
         (dict(diffusion__line_std=(1.0, 0.5)), "config.diffusion.line_std"),
         (dict(diffusion__line_std=(1.0, 1.0, 0.0)), "config.diffusion.line_std"),
+        (dict(diffusion__time_shift=0.0), "config.diffusion.time_shift"),
         (dict(train__denoiser__pretrained_lr_ratio=-1.0), "config.train.denoiser.pretrained_lr_ratio"),
         (dict(train__image_vae__pretrained_lr_ratio=0.5), "config.train.image_vae.pretrained_lr_ratio"),
         (dict(sampler__steps=(8, 8)), "config.sampler.steps"),

@@ -25,7 +25,7 @@ def timesteps(config: ml_collections.ConfigDict) -> tuple[int, ...]:
 
 
 @functools.lru_cache(maxsize=2)
-def _errors(networks: networks_lib.Networks, times: tuple[int, ...]) -> Callable[..., jax.Array]:
+def errors_at(networks: networks_lib.Networks, times: tuple[int, ...]) -> Callable[..., jax.Array]:
     """Jitted: (bundle, one of its denoisers, batch, key) to the errors at `times`."""
     length = networks.segment_length
 
@@ -74,7 +74,7 @@ def of_level(
     with one.unlocked():
         one.data.level_weights = tuple(float(k == level) for k in range(config.hierarchy.depth))
         one.train.denoiser.clip_length = config.hierarchy.segment_length
-    errors = _errors(networks, timesteps(config))
+    errors = errors_at(networks, timesteps(config))
     denoiser = bundle["denoisers"][level if len(bundle["denoisers"]) > 1 else 0]
     size = min(4, num_clips)
     iterator = pipeline.make_iterator(one, "test", "denoiser", seed=seed, batch_size=size)

@@ -126,6 +126,7 @@ class DenoiserTask:
       caption_dropout: share of clips trained with the empty prompt.
       unconditional_prob: see above.
       first_only_prob, first_frames: see above.
+      time_shift: of `draws.timesteps`; 1.0 is uniform.
       cond_noise: standard deviation of noise on the condition's given frames, in latents of unit variance.
       per_frame: False gives every frame the first frame's prompt.
       cached: what the batch brings ready made, see `fields_of`.
@@ -141,6 +142,7 @@ class DenoiserTask:
     unconditional_prob: float = 0.0
     first_only_prob: float = 0.0
     first_frames: int = 1
+    time_shift: float = 1.0
     cond_noise: float = 0.0
     per_frame: bool = True
     cached: tuple[str, ...] = ()
@@ -225,7 +227,7 @@ class DenoiserTask:
         cond, mask = self.condition(frozen, batch, x0, given, cond_keys)
         cond_mask = jnp.broadcast_to(mask, (*x0.shape[:-1], 1))
         text = self.text(params, batch, caption_keys)
-        t = jax.vmap(lambda key: jax.random.randint(key, (), 0, diffusion.num_timesteps))(time_keys)  # [B]
+        t = draws.timesteps(time_keys, diffusion.num_timesteps, self.time_shift)  # [B]
         eps = draws.normal(noise_keys, x0.shape[1:])
         prediction = self.networks.denoise(params, diffusion.q_sample(x0, t, eps), t, text, cond, cond_mask, level)
         weights = None if self.loss_on_given else 1.0 - given

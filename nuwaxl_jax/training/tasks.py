@@ -104,6 +104,7 @@ def build(config: ml_collections.ConfigDict, stage: str) -> Task:
         unconditional_prob=process.unconditional_prob,
         first_only_prob=process.first_only_prob,
         first_frames=process.first_frames,
+        time_shift=process.time_shift,
         cond_noise=process.cond_noise,
         per_frame=config.text.per_frame,
         cached=cached(config, section),

@@ -197,6 +197,12 @@ def test_a_perfect_prediction_has_no_loss_and_noise_is_what_q_sample_adds():
     assert metrics.to_host(values)[0]["mse"] == pytest.approx(0.0, abs=1e-9)
 
 
+def test_a_time_shift_trains_the_noisy_end_more():
+    networks = FakeNetworks()
+    denoiser_task.DenoiserTask(networks, depth=3, time_shift=1e6).loss(PARAMS, FROZEN, _batch(), _keys())
+    assert (np.asarray(networks.seen["t"]) == 9).all()
+
+
 @pytest.mark.parametrize("on_given, expected", [(True, 2 / 5), (False, 0.0)])
 def test_loss_on_given_frames_can_be_left_out(on_given, expected):
     batch = _batch()
@@ -319,11 +325,11 @@ def test_image_training_leaves_what_images_do_not_use_as_it_is():
 
 def test_build_reads_the_config():
     config = _tiny()
-    config.diffusion.first_only_prob = 0.125
+    config.diffusion.update(first_only_prob=0.125, time_shift=3.0)
     config.train.denoiser.dtype = "bfloat16"
     image, video, denoiser = (tasks.build(config, stage) for stage in ("image_vae", "vae", "denoiser_2"))
     assert not image.temporal and video.temporal and image.fields == ("frames",)
-    assert denoiser.stage == "denoiser_2" and denoiser.first_only_prob == 0.125
+    assert denoiser.stage == "denoiser_2" and (denoiser.first_only_prob, denoiser.time_shift) == (0.125, 3.0)
     assert denoiser.networks.unet.dtype == jnp.bfloat16 and image.networks.vae.dtype == jnp.float32
 
 

@@ -1,0 +1,86 @@
+"""How much the denoiser heeds the words of motion, level by level and by noise level.
+
+    python experiments/levels/words.py [--weights=shipped ...] [--clips=64] [--level=1] [--cpu_devices=0]
+
+The error on held-out clips (validation split, given frames given, as in `--mode=eval`'s `denoising`) with their
+captions, and with two words exchanged in all of them: left and right, "walks" and "stands", "jumps" and "stands". A
+network that does what its captions say errs more under the wrong ones; by how much, in percent of its error, is what it
+knows of the word at that noise level. Sampling starts at the noisiest. Writes words.json beside this file.
+"""
+
+import argparse
+import os
+import pathlib
+
+import jax
+import numpy as np
+
+from nuwaxl_jax import files
+from nuwaxl_jax import networks as networks_lib
+from nuwaxl_jax import weights as weights_lib
+from nuwaxl_jax.data import pipeline
+from nuwaxl_jax.evaluation import denoising
+
+HERE = pathlib.Path(__file__).parent
+PAIRS = (("left", "right"), ("walks", "stands"), ("jumps", "stands"))
+SHARES = (0.25, 0.5, 0.75, 0.9, 1.0)  # of the diffusion's last timestep
+BATCH = 8
+
+
+def exchanged(networks: networks_lib.Networks, tokens: np.ndarray, first: str, second: str) -> np.ndarray:
+    """Token ids int32 [..., N] with one word's in place of the other's, both ways."""
+    empty = set(np.ravel(networks.tokenizer.encode("")).tolist())
+    (a,), (b,) = (
+        [int(i) for i in np.ravel(networks.tokenizer.encode(word)) if int(i) not in empty] for word in (first, second)
+    )
+    return np.where(tokens == a, b, np.where(tokens == b, a, tokens))
+
+
+def words(weights: str, level: int, clips: int) -> dict:
+    """One file's row: the error at each noise level, and what each exchange adds to it, in percent."""
+    bundle, config, _ = weights_lib.load(weights_lib.find(weights))
+    networks = networks_lib.build(config)
+    one = config.copy_and_resolve_references()
+    with one.unlocked():
+        one.data.level_weights = tuple(float(k == level) for k in range(config.hierarchy.depth))
+        one.data.num_workers = 0
+        one.train.denoiser.clip_length = config.hierarchy.segment_length
+    times = tuple(round(share * (config.diffusion.num_timesteps - 1)) for share in SHARES)
+    errors_at = denoising.errors_at(networks, times)
+    denoiser = bundle["denoisers"][level if len(bundle["denoisers"]) > 1 else 0]
+    rows: dict[str, list] = {name: [] for name in ("true", *map("-".join, PAIRS))}
+    iterator = pipeline.make_iterator(one, "valid", "denoiser", seed=77, batch_size=BATCH)
+    try:
+        for i in range(clips // BATCH):
+            batch = {k: np.asarray(v) for k, v in next(iterator).items() if k in ("frames", "tokens", "level")}
+            captions = {"-".join(pair): exchanged(networks, batch["tokens"], *pair) for pair in PAIRS}
+            for name, tokens in {"true": batch["tokens"], **captions}.items():
+                told = batch | {"tokens": tokens}
+                rows[name].append(np.asarray(errors_at(bundle, denoiser, told, jax.random.key(i))))
+    finally:
+        iterator.close()
+    mean = {name: np.mean(values, axis=0) for name, values in rows.items()}
+    more = {name: (100 * (of / mean["true"] - 1)).round(2).tolist() for name, of in mean.items() if name != "true"}
+    return dict(timesteps=times, error=mean["true"].round(5).tolist(), percent_more=more)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", nargs="+", default=["shipped"])
+    parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--level", type=int, default=1)
+    parser.add_argument("--cpu_devices", type=int, default=0, help="0 = one a core")
+    arguments = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", arguments.cpu_devices or os.cpu_count())
+    rows = {}
+    for name in arguments.weights:
+        rows[pathlib.Path(name).stem] = row = words(name, arguments.level, arguments.clips)
+        print(f"{name}: t {row['timesteps']}, error {row['error']}", flush=True)
+        for pair, more in row["percent_more"].items():
+            print(f"  {pair} exchanged: {more} % more", flush=True)
+    record = dict(level=arguments.level, clips=arguments.clips, split="valid", weights=rows)
+    files.write_json(HERE / "words.json", record)
+
+
+if __name__ == "__main__":
+    main()
