@@ -17,6 +17,7 @@ ARMS = (
     study.Arm("condition noise 0.1", ("diffusion.cond_noise=0.1",)),
     study.Arm("condition noise 0.3", ("diffusion.cond_noise=0.3",)),
     study.Arm("no loss on given frames", ("diffusion.loss_on_given=False",)),
+    study.Arm("timesteps shifted by 3", ("diffusion.time_shift=3.0",)),
     study.Arm("one prompt a segment", ("text.per_frame=False",)),
     study.Arm("no guidance", like="as it is", sample=("sampler.guidance=(1.0, 1.0, 1.0)",)),
     study.Arm("guidance 4, 3, 1", like="as it is", sample=("sampler.guidance=(4.0, 3.0, 1.0)",)),
