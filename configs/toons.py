@@ -39,7 +39,7 @@ def _quick(config: ml_collections.ConfigDict) -> None:
 
 
 def _small(config: ml_collections.ConfigDict) -> None:
-    """The shipped model: motion is learnt at level 1, at the noisiest timesteps and where no last frame gives it away."""
+    """The shipped model: level 1 makes the motion, and learns it at noisy timesteps, with no last frame to tell it."""
     config.data.level_weights = (1.0, 4.0, 2.0)
     config.diffusion.update(time_shift=3.0, first_only_prob=0.3)
 
