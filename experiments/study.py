@@ -332,7 +332,9 @@ def _export(source: str, what: str, file: str, vae: str) -> None:
     if what == "image":
         bundle, _, _ = weights.load(vae)
         config = export.read_config(source)
-        bundle["denoisers"] = (checkpoint.restore_ema(source, "image_denoiser"),)
+        image = checkpoint.restore_ema(source, "image_denoiser")
+        image["unet"].pop("level_embedding", None)  # images leave it at 0, and arms differ in their number of levels
+        bundle["denoisers"] = (image,)
     elif source == "shipped":
         bundle, config, _ = weights.load(weights.find("shipped"))
         bundle["denoisers"] = ()

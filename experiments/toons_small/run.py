@@ -55,7 +55,7 @@ class Commands:
         done = self.done()
         line = [sys.executable, "-m", "nuwaxl_jax.main", *(self._config if config else []), *flags]
         if name in done:
-            if done[name]["command"] != line[1:]:
+            if _without_cores(done[name]["command"]) != _without_cores(line[1:]):
                 print(f"--work: {name} in {self.work} was made otherwise; choose another folder", file=sys.stderr)
                 raise SystemExit(2)
             return
@@ -73,10 +73,16 @@ class Commands:
         return json.loads(file.read_text()) if file.is_file() else {}
 
 
+def _without_cores(command: list[str]) -> list[str]:
+    """How many cores made something is no part of what was made."""
+    return [part for part in command if not part.startswith("--cpu_devices=")]
+
+
 def train(commands: Commands, arguments: argparse.Namespace) -> None:
     """All stages, in `work`/run."""
     run = f"--workdir={commands.work / 'run'}"
-    cores = f"--cpu_devices={os.cpu_count()}"
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = f"--cpu_devices={mine}"
     start = [f"--config.train.init_from={_weights(arguments.start)}"] if arguments.start else []
     if not start:
         commands("vae", "--mode=train", run, cores, f"--config.train.stages={VAE_STAGES!r}")

@@ -8,9 +8,12 @@ import pathlib
 import subprocess
 import sys
 
+from flax import traverse_util
+import jax
 import pytest
 
 from nuwaxl_jax import config as config_lib
+from nuwaxl_jax import networks
 from nuwaxl_jax.evaluation import stories
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -44,6 +47,25 @@ def test_every_arm_is_a_config_that_trains_and_a_way_that_is_told(name, toons_pr
         if not arm.like:
             assert arm.train not in trained, "two arms that are the same"
             trained.add(arm.train)
+
+
+def test_every_arm_has_place_for_what_it_starts_from(toons_presets):
+    def shapes(*fields):
+        config = toons_presets.get_config("study")
+        config.update_from_flattened_dict({key: _value(value) for key, value in (f.split("=", 1) for f in fields)})
+        tree = jax.eval_shape(networks.build(config).init_denoiser, jax.random.key(0))
+        return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
+
+    start = {
+        path: shape for path, shape in shapes().items() if "level_embedding" not in path
+    }  # as study._export has it
+    studies = [_load(ROOT / "experiments" / name / "run.py").STUDY for name in STUDIES]
+    kinds = ("unet.channel", "mtd.", "hierarchy.depth", "hierarchy.segment_length", "text.", "vae.latent")
+    arms = {tuple(f for f in arm.train if f.startswith(kinds)) for s in studies if s.start == "image" for arm in s.arms}
+    assert len(arms) > 4
+    for fields in arms:
+        made = shapes(*fields)
+        assert {path: made[path] for path in start} == start, fields
 
 
 def _value(text):
