@@ -55,6 +55,13 @@ def test_from_weights_the_denoiser_alone_and_without_kept_latents(remake):
     assert pathlib.Path(start.split("=", 1)[1]).is_file()
 
 
+def test_another_number_of_cores_goes_on(remake, monkeypatch):
+    call, _, _ = remake
+    assert any("--cpu_devices=" in flag for flag in call()[0][1])
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 3, 4}, raising=False)
+    assert call() == []
+
+
 def test_what_was_stopped_goes_on_there(remake):
     call, failing, ran = remake
     failing["data"] = 42
