@@ -27,12 +27,14 @@ import json
 import os
 import pathlib
 import queue
+import re
 import subprocess
 import sys
 import threading
 import time
 from typing import Any
 
+from flax import traverse_util
 import numpy as np
 import study_table
 
@@ -321,16 +323,17 @@ def main(study: Study, description: str) -> None:
         study_plot.draw(study, rows).save(runner.results.with_name("plot.png"))
 
 
-def _export(source: str, what: str, file: str, vae: str) -> None:
-    """Writes a VAE by itself, or (`what` is 'image') the denoiser's image network of a run beside the VAE `vae`."""
+def _export(source: str, what: str, file: str, beside: str) -> None:
+    """Writes a VAE by itself, or (`what` is 'image') the denoiser's image network of a run beside the VAE `beside`."""
     from nuwaxl_jax import weights
     from nuwaxl_jax.training import checkpoint
     from nuwaxl_jax.training import export
     from nuwaxl_jax.training import lineage
+    from nuwaxl_jax.training import vae_task
 
     card = {"made": "experiments/study.py", "of": what}
     if what == "image":
-        bundle, _, _ = weights.load(vae)
+        bundle, _, _ = weights.load(beside)
         config = export.read_config(source)
         image = checkpoint.restore_ema(source, "image_denoiser")
         image["unet"].pop("level_embedding", None)  # images leave it at 0, and arms differ in their number of levels
@@ -340,7 +343,11 @@ def _export(source: str, what: str, file: str, vae: str) -> None:
         bundle["denoisers"] = ()
     else:
         config = export.read_config(source)
-        bundle = {"vae": lineage.vae_of(config, source), **lineage.latent_stats(config, source), "denoisers": ()}
+        vae = traverse_util.flatten_dict(lineage.vae_of(config, source), sep="/")
+        if "vae" not in config.train.stages:  # images leave temporal layers as they were; arms differ in how they start
+            vae = {path: leaf for path, leaf in vae.items() if not re.search(vae_task.VAETask.new_layers, path)}
+        vae = traverse_util.unflatten_dict(vae, sep="/")
+        bundle = {"vae": vae, **lineage.latent_stats(config, source), "denoisers": ()}
     weights.save(file, bundle, config, card, dtype="float32")
 
 

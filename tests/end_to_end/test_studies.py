@@ -11,6 +11,7 @@ import sys
 from flax import traverse_util
 import jax
 import pytest
+import safetensors
 
 from nuwaxl_jax import config as config_lib
 from nuwaxl_jax import networks
@@ -76,7 +77,7 @@ def _value(text):
         return text
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_dry_run_trains_tells_and_tabulates_and_goes_on_from_what_is_kept(tmp_path):
     env = dict(os.environ, PYTHONPATH=str(ROOT), PYTHONWARNINGS="ignore")
     command = [sys.executable, str(ROOT / "experiments" / "table2b" / "run.py"), "--dry_run", "--only=top_up"]
@@ -87,6 +88,10 @@ def test_a_dry_run_trains_tells_and_tabulates_and_goes_on_from_what_is_kept(tmp_
     assert "| top_up | 10 | 1 |" in first.stdout
     [row] = json.loads(next(tmp_path.rglob("table2b/*/results.json")).read_text()).values()
     assert {"scene", "denoising_1", "calls"} <= set(row) and "seconds" not in row  # two jobs: no time of its own
+    with safetensors.safe_open(next(tmp_path.rglob("image-0.safetensors")), "numpy") as start:
+        names = list(start.keys())  # an arm's own start of temporal layers must count, and its number of levels
+    assert any(name.startswith("vae/") for name in names)
+    assert not [name for name in names if "temporal" in name or "level_embedding" in name]
     again = run()
     assert again.returncode == 0 and "trained in" not in again.stdout and "| top_up | 10 | 1 |" in again.stdout
 
