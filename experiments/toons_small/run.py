@@ -10,6 +10,7 @@ puts the weights into the package, and record and pictures beside this file. Wha
 """
 
 import argparse
+import hashlib
 import json
 import os
 import pathlib
@@ -67,10 +68,28 @@ class Commands:
         seconds = round(time.perf_counter() - begin)
         files.write_json(self.work / "made.json", done | {name: dict(command=line[1:], last_run_seconds=seconds)})
 
+    def start_from(self, weights: pathlib.Path, made: pathlib.Path) -> None:
+        """Keeps which weights these commands go on from; ends where others began, unless those were `made` here."""
+        if not weights.is_file():
+            print(f"--start: {weights} does not exist; `shipped` or a .safetensors file", file=sys.stderr)
+            raise SystemExit(2)
+        start = dict(file=weights.name, sha256=_digest(weights))
+        done = self.done()
+        before = done.get("start", start)
+        if before["sha256"] != start["sha256"] and not (made.is_file() and _digest(made) == start["sha256"]):
+            print(f"--start: {self.work} went on from other weights; choose another folder by --work", file=sys.stderr)
+            raise SystemExit(2)
+        files.write_json(self.work / "made.json", done | {"start": before})
+
     def done(self) -> dict:
         """What is finished, with its command."""
         file = self.work / "made.json"
         return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def _digest(file: pathlib.Path) -> str:
+    """SHA-256 of its bytes."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _without_cores(command: list[str]) -> list[str]:
@@ -124,6 +143,8 @@ def main() -> None:
     config = [f"--config={ROOT}/configs/toons.py:{arguments.preset}", *(f"--config.{field}" for field in arguments.set)]
     commands = Commands(work, config)
     weights = work / ASSET.name
+    if arguments.start:
+        commands.start_from(_weights(arguments.start), weights)
     train(commands, arguments)
     commands("export", "--mode=export", f"--workdir={work / 'run'}", f"--weights={weights}", config=False)
     show(commands, arguments, weights)

@@ -1,6 +1,8 @@
 """The command that makes the shipped model again: what it runs, in which order, and going on after a stop."""
 
+import hashlib
 import importlib.util
+import json
 import pathlib
 import types
 
@@ -53,6 +55,25 @@ def test_from_weights_the_denoiser_alone_and_without_kept_latents(remake):
     assert _stages(ran[0][1]) == ["('denoiser',)"] and "--config.train.denoiser.num_steps=7" in ran[0][1]
     [start] = [flag for flag in ran[0][1] if "init_from" in flag]
     assert pathlib.Path(start.split("=", 1)[1]).is_file()
+
+
+def test_what_it_went_on_from_is_kept_and_other_weights_are_refused(remake, tmp_path, capsys):
+    call, _, _ = remake
+    start = tmp_path / "start.safetensors"
+    start.write_bytes(b"some weights")
+    call(f"--start={start}", "--kept=0")
+    kept = json.loads((tmp_path / "work" / "made.json").read_text())["start"]
+    assert kept == {"file": "start.safetensors", "sha256": hashlib.sha256(b"some weights").hexdigest()}
+    assert call(f"--start={start}", "--kept=0") == []
+    start.write_bytes(b"others")
+    with pytest.raises(SystemExit) as refused:
+        call(f"--start={start}", "--kept=0")
+    assert refused.value.code == 2 and "went on from other weights" in capsys.readouterr().err
+    (tmp_path / "work" / "toons_small.safetensors").write_bytes(b"others")  # what was made here, published
+    assert call(f"--start={start}", "--kept=0") == []
+    with pytest.raises(SystemExit) as refused:
+        call("--start=nowhere.safetensors")
+    assert refused.value.code == 2 and "--start: " in capsys.readouterr().err
 
 
 def test_another_number_of_cores_goes_on(remake, monkeypatch):
