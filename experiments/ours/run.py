@@ -12,7 +12,7 @@ import study  # noqa: E402
 ARMS = (
     study.Arm("as it is"),
     # One network a level, each with a third of the steps: the same number of clips in all.
-    study.Arm("weights per level", ("mtd.weights=per_level", "train.denoiser.num_steps=234")),
+    study.Arm("weights per level", ("mtd.weights=per_level", "train.denoiser.num_steps=167")),
     study.Arm("pixel hand-over", ("hierarchy.handover=pixel",)),
     study.Arm("condition noise 0.1", ("diffusion.cond_noise=0.1",)),
     study.Arm("condition noise 0.3", ("diffusion.cond_noise=0.3",)),
@@ -21,8 +21,8 @@ ARMS = (
     study.Arm("one prompt a segment", ("text.per_frame=False",)),
     study.Arm("no guidance", like="as it is", sample=("sampler.guidance=(1.0, 1.0, 1.0)",)),
     study.Arm("guidance 4, 3, 1", like="as it is", sample=("sampler.guidance=(4.0, 3.0, 1.0)",)),
-    study.Arm("half the steps", like="as it is", sample=("sampler.steps=(16, 12, 2)",)),
-    study.Arm("twice the steps", like="as it is", sample=("sampler.steps=(64, 48, 8)",)),
+    study.Arm("half the steps", like="as it is", sample=("sampler.steps=(8, 6, 2)",)),
+    study.Arm("twice the steps", like="as it is", sample=("sampler.steps=(32, 24, 8)",)),
 )
 STUDY = study.Study(
     folder=pathlib.Path(__file__).parent,

@@ -24,7 +24,6 @@ from nuwaxl_jax import partitioning
 from nuwaxl_jax import weights as weights_lib
 from nuwaxl_jax.hierarchy import decode
 from nuwaxl_jax.hierarchy import sample
-from nuwaxl_jax.hierarchy import segments
 from nuwaxl_jax.hierarchy import story as story_lib
 
 HERE = pathlib.Path(__file__).parent
@@ -56,18 +55,9 @@ def measure(config, networks, bundle, strategy: str, num_frames: int, repeats: i
         "all_seconds": [round(r, 3) for r in runs],
         "level_seconds": [round(statistics.median(column), 3) for column in zip(*levels)],
         "segments": [t["segments"] for t in made.timings],
-        "serial_denoiser_calls": made.denoiser_calls,
-        "serial_denoiser_calls_if_every_segment_of_a_level_ran_at_once": unlimited_calls(config, made),
+        "denoiser_calls_here": made.denoiser_calls,  # one after another, on this machine
+        "serial_denoiser_calls": made.serial_depth,  # a level at once
     }
-
-
-def unlimited_calls(config, made: sample.Generated) -> int:
-    """Denoiser calls one after another on a machine that a whole level fits on."""
-    total = 0
-    for plan in made.plans:
-        rounds = plan.num_segments if config.hierarchy.strategy == "autoregressive" else 1
-        total += rounds * segments.denoiser_calls(config, plan.network_level)
-    return total
 
 
 def decode_seconds(networks, bundle, num_frames: int, repeats: int) -> float:
@@ -92,8 +82,7 @@ def plot(rows: list[dict]) -> None:
         own = [r for r in rows if r["strategy"] == strategy]
         frames, label = [r["frames"] for r in own], strategy.replace("_", " ")
         left.plot(frames, [r["seconds"] for r in own], marker="o", label=label)
-        calls = "serial_denoiser_calls_if_every_segment_of_a_level_ran_at_once"
-        right.plot(frames, [r[calls] for r in own], marker="o", label=label)
+        right.plot(frames, [r["serial_denoiser_calls"] for r in own], marker="o", label=label)
     left.set(title="seconds to sample, this machine", xlabel="frames")
     right.set(title="denoiser calls one after another,\na level at once", xlabel="frames", yscale="log")
     left.legend()

@@ -2,7 +2,7 @@
 
     python experiments/table2d/run.py [--only=...] [--seeds=0,1,2] [--dry_run] [--table]   (flags: study.py)
 
-As many frames a step in every arm (16, 8 and 4 clips), and as deep a tree as 1024 frames need: 4, 3 and 3 levels.
+As many frames a step in every arm (8, 4 and 2 clips), and as deep a tree as 1024 frames need: 4, 3 and 3 levels.
 """
 
 import pathlib
@@ -33,8 +33,8 @@ FOUR_LEVELS = (
 )
 ARMS = (
     study.Arm("16 frames"),
-    study.Arm("8 frames", (*of_length(8, 16), *FOUR_LEVELS)),
-    study.Arm("32 frames", of_length(32, 4)),
+    study.Arm("8 frames", (*of_length(8, 8), *FOUR_LEVELS)),
+    study.Arm("32 frames", of_length(32, 2)),
 )
 STUDY = study.Study(
     folder=pathlib.Path(__file__).parent,

@@ -112,7 +112,7 @@ def _generated(
     return made.latents, {
         "seconds": sum(t["seconds"] for t in made.timings) / len(stories),
         "seconds_with_compiling": (time.perf_counter() - begin) / len(stories),
-        "serial_denoiser_calls": made.denoiser_calls,
+        "serial_denoiser_calls": made.serial_depth,
     }
 
 

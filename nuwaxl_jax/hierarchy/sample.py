@@ -52,12 +52,18 @@ FPS = 15
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """Latents `[V, F, h, w, c]` (scaled), the plans they came from and timings per level."""
+    """Latents `[V, F, h, w, c]` (scaled), the plans they came from and timings per level.
+
+    Attributes:
+      denoiser_calls: made one after another here, for all V videos, with these devices and microbatches.
+      serial_depth: those of one video that must follow one another on any machine (`segments.serial_depth`).
+    """
 
     latents: np.ndarray
     plans: tuple[plan_lib.LevelPlan, ...]
     timings: list[dict[str, Any]]
-    denoiser_calls: int  # one after another: the serial depth
+    denoiser_calls: int
+    serial_depth: int
 
 
 class Progress:
@@ -172,8 +178,8 @@ def generate(
             frames=frames,
             **shared,
         )
-    serial = sum(t["rounds"] * c for t, c in zip(result.timings, calls))
-    return Generated(result.latents, plans, result.timings, serial)
+    here = sum(t["rounds"] * c for t, c in zip(result.timings, calls))
+    return Generated(result.latents, plans, result.timings, here, segments_lib.serial_depth(config, plans))
 
 
 def _reporter(line: Callable[..., None], tracer: profiling.Tracer, stop: Callable[[], None]) -> Callable[..., None]:
@@ -225,8 +231,9 @@ def metadata(config, story, card, generated: Generated, seconds: dict[str, float
             ],
             "parameters": "exponential moving average",
             "precision": "float32",
-            "serial_denoiser_calls": generated.denoiser_calls,
+            "serial_denoiser_calls": generated.serial_depth,
         },
+        "denoiser_calls_here": generated.denoiser_calls,
         "timings": {"levels": generated.timings, **{k: round(v, 3) for k, v in seconds.items()}},
         "machine": {"backend": jax.default_backend(), "devices": jax.device_count(), "cores": os.cpu_count()},
         "versions": _versions(),

@@ -15,6 +15,7 @@ import ml_collections
 import numpy as np
 
 from nuwaxl_jax.diffusion import samplers
+from nuwaxl_jax.hierarchy import plan as plan_lib
 from nuwaxl_jax.hierarchy import program
 from nuwaxl_jax.hierarchy import strategies
 from nuwaxl_jax.networks import Networks
@@ -98,6 +99,17 @@ def denoiser_calls(config: ml_collections.ConfigDict, level: int) -> int:
     """Evaluations of the denoiser, one after the other, that a segment of a level takes; guidance doubles them."""
     steps, _ = steps_and_temperature(config)
     return steps[level] * (1 if config.sampler.guidance[level] in (0.0, 1.0) else 2)
+
+
+def serial_depth(config: ml_collections.ConfigDict, plans: Sequence[plan_lib.LevelPlan]) -> int:
+    """Denoiser calls of a video that must follow one another however many devices there are.
+
+    Segments of a level run at once (the paper's claim of speed, section 3.3), windows that need the one before do not.
+    """
+    calls = (
+        denoiser_calls(config, plan.network_level) * (plan.num_segments if plan.sequential else 1) for plan in plans
+    )
+    return sum(calls)
 
 
 def sampler_of(config: ml_collections.ConfigDict, networks: Networks) -> program.SegmentsFn:

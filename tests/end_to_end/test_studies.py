@@ -69,6 +69,29 @@ def test_every_arm_has_place_for_what_it_starts_from(toons_presets):
         assert {path: made[path] for path in start} == start, fields
 
 
+def test_arms_train_on_as_many_frames(toons_presets):
+    """A step's clips times the steps of all networks, within a hundredth (a third of 500 steps is no whole number)."""
+    for name in ("table1", "table2b", "table2c", "table2d", "ours"):
+        counts = {}
+        for arm in _load(ROOT / "experiments" / name / "run.py").STUDY.arms:
+            if arm.like:
+                continue
+            config = toons_presets.get_config("study")
+            config.update_from_flattened_dict(dict((f.split("=", 1)[0], _value(f.split("=", 1)[1])) for f in arm.train))
+            stage, levels = config.train.denoiser, config.hierarchy.depth
+            networks_of = levels if config.mtd.weights == "per_level" else 1
+            counts[arm.name] = stage.num_steps * stage.batch_size * stage.clip_length * networks_of
+        first = next(iter(counts.values()))
+        assert all(abs(count / first - 1) < 0.01 for count in counts.values()), (name, counts)
+
+
+def test_half_and_twice_the_steps_are(toons_presets):
+    given = toons_presets.get_config("study").sampler.steps
+    arms = {arm.name: arm.sample for arm in _load(ROOT / "experiments" / "ours" / "run.py").STUDY.arms}
+    for name, times in (("half the steps", 0.5), ("twice the steps", 2)):
+        assert _value(arms[name][0].removeprefix("sampler.steps=")) == tuple(round(n * times) for n in given)
+
+
 def _value(text):
     """As flags read it: numbers, tuples and booleans, else the text itself."""
     try:

@@ -100,6 +100,17 @@ def test_sliding_window_makes_the_same_frames_in_more_rounds(world):
     made = sample.generate(config, networks, bundle, PROMPTS, index, progress=False)
     assert made.latents.shape == (1, FRAMES, *networks.latent_shape)
     assert made.denoiser_calls == 9 * 2  # windows times steps of the finest level
+    assert made.serial_depth == 9 * 2
+
+
+def test_what_must_follow_one_another_depends_on_no_machine(world):
+    config, networks, bundle, index = world
+    config = config.copy_and_resolve_references()
+    one = sample.generate(config, networks, bundle, PROMPTS, index, progress=False)
+    config.hierarchy.microbatch = 1
+    other = sample.generate(config, networks, bundle, PROMPTS, np.tile(index, (2, 1)), progress=False)
+    assert one.serial_depth == other.serial_depth == sum(segments.denoiser_calls(config, n) for n in range(3))
+    assert other.denoiser_calls > one.denoiser_calls > one.serial_depth
 
 
 def test_guidance_of_one_needs_no_second_call_and_zero_is_unconditional(world):
