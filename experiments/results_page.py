@@ -54,6 +54,22 @@ def _finding(folder: pathlib.Path) -> list[str]:
     return [found.group(1).strip(), ""] if found else []
 
 
+def _seconds(module, folder: pathlib.Path) -> list[str]:
+    """The table of a study's clock, where it was taken."""
+    file = folder / "seconds.json"
+    if not file.is_file():
+        return []
+    record = json.loads(file.read_text())
+    machine = record["machine"]
+    on = f"{machine['devices']} devices of {machine['backend']}, median of {record['repeats']}"
+    return [
+        f"`python experiments/{folder.name}/seconds.py` ({on}):",
+        "",
+        module.study.study_table.seconds(module.STUDY, record),
+        "",
+    ]
+
+
 def metrics_section() -> list[str]:
     """The metrics against known damages."""
     module = _load(HERE / "metrics" / "run.py")
@@ -90,7 +106,7 @@ def study_section(name: str, paper: dict) -> list[str]:
         lines += [module.study.study_table.table(module.STUDY, json.loads(file.read_text())), ""]
     else:
         lines += ["Not run yet.", ""]
-    lines += _finding(HERE / name)
+    lines += _seconds(module, HERE / name) + _finding(HERE / name)
     if (HERE / name / "plot.png").is_file():
         lines += [f"![{name}]({name}/plot.png)", ""]
     return lines + _paper(name, paper)

@@ -72,3 +72,17 @@ def table(study: Any, rows: Mapping[str, Mapping[str, Any]]) -> str:
                 cells.append(f"**{text}**" if name not in _COUNTED and differs(values, first) else text)
             lines.append(f"| {arm.name} | {frames} | {seeds} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", LEGEND])
+
+
+def seconds(study: Any, record: Mapping[str, Any]) -> str:
+    """Markdown: seconds of a video by arm and length, and how many times those of the first arm."""
+    lengths = sorted(record["frames"], key=int)
+    lines = ["| seconds | " + " | ".join(f"{n} frames" for n in lengths) + " |", "|---" * (len(lengths) + 1) + "|"]
+    first, *others = (arm.name for arm in study.arms)
+    for arm in (first, *others):
+        cells = []
+        for n in lengths:
+            own, of = (record["frames"][n][name]["seconds"] for name in (arm, first))
+            cells.append(f"{own:.1f}" + (f" ({own / of:.1f}x)" if arm != first else ""))
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)

@@ -171,6 +171,15 @@ def test_what_is_counted_is_never_bold():
     assert "**" not in module.study.study_table.table(module.STUDY, rows)
 
 
+def test_seconds_stand_beside_the_first_arm_s():
+    module = _load(ROOT / "experiments" / "table1" / "run.py")
+    seconds = {arm.name: {"seconds": 2.0 + place} for place, arm in enumerate(module.STUDY.arms)}
+    record = {"frames": {"1024": seconds, "16": {name: {"seconds": 0.5} for name in seconds}}}
+    lines = module.study.study_table.seconds(module.STUDY, record).split("\n")
+    assert lines[0] == "| seconds | 16 frames | 1024 frames |" and lines[2] == "| tree | 0.5 | 2.0 |"
+    assert lines[4] == "| window, 8 frames given | 0.5 (1.0x) | 4.0 (2.0x) |"
+
+
 def test_equal_arms_of_two_studies_are_trained_and_told_once(tmp_path, monkeypatch):
     told = []
 
