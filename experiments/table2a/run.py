@@ -2,7 +2,8 @@
 
     python experiments/table2a/run.py [--only=...] [--seeds=0,1,2] [--dry_run] [--table]   (flags: study.py)
 
-All arms start from the same image KL-VAE (trained with that seed) and train on the same clips for the same steps.
+All arms start from the same image KL-VAE (trained with that seed) and train on the same clips for the same steps, but
+for the last two.
 """
 
 import pathlib
@@ -11,10 +12,13 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import study  # noqa: E402
 
+_LONG = ("train.vae.num_steps=400",)  # of the preset's 100
 ARMS = (
     study.Arm("identity", way="vae_ceiling"),  # the paper's
     study.Arm("random", ("vae.temporal_init=random",), way="vae_ceiling"),
     study.Arm("none", ("vae.temporal=none",), way="vae_ceiling"),  # the image KL-VAE
+    study.Arm("identity, four times as long", _LONG, way="vae_ceiling"),
+    study.Arm("none, four times as long", ("vae.temporal=none", *_LONG), way="vae_ceiling"),
 )
 STUDY = study.Study(
     folder=pathlib.Path(__file__).parent,
