@@ -93,7 +93,7 @@ def load(
         raise ValueError(f"weights: {path} carries no config; it was not written by --mode=export")
     card = json.loads(metadata.get("card", "{}"))
     half = any(value.dtype == np.float16 for value in stored.values())
-    card |= {"file": path.name, "dtype": "float16" if half else "float32", "sha256": _sha256(path)}
+    card |= {"file": path.name, "dtype": "float16" if half else "float32", "sha256": digest(path)}
     flat = {name: value.astype(np.float32) for name, value in stored.items()}
     config = config_lib.from_json(metadata["config"])
     if clip_bpe.HEADER_KEY in metadata:
@@ -101,7 +101,8 @@ def load(
     return _unflatten(flat), config, card
 
 
-def _sha256(path: pathlib.Path) -> str:
+def digest(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

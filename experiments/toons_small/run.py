@@ -125,13 +125,16 @@ def show(commands: Commands, arguments: argparse.Namespace, weights: pathlib.Pat
     commands("video", "--mode=sample", f"--story={STORY}", *told, config=False)
 
 
-def publish(work: pathlib.Path, weights: pathlib.Path) -> None:
-    """Weights into the package, records and pictures beside this file."""
+def publish(work: pathlib.Path, weights: pathlib.Path, start: pathlib.Path) -> None:
+    """Weights into the package, records and pictures beside this file; the commands without places of this machine."""
     import pictures
 
     for name in ("eval.json", "curves.png", "story0.png"):
         shutil.copy(work / "told" / "eval" / name, HERE / name)
-    shutil.copy(work / "made.json", HERE / "made.json")
+    made = (work / "made.json").read_text()
+    for place, name in ((str(work), "WORK"), (f"{ROOT}/", ""), (f"{start.parent}/", "")):
+        made = made.replace(place, name)
+    files.write_json(HERE / "made.json", json.loads(made))
     pictures.draw(work / "told" / "two_friends.mp4")
     files.write_bytes(ASSET, weights.read_bytes())
     print(f"{ASSET}: {ASSET.stat().st_size / 1e6:.1f} MB")
@@ -149,7 +152,7 @@ def main() -> None:
     commands("export", "--mode=export", f"--workdir={work / 'run'}", f"--weights={weights}", config=False)
     show(commands, arguments, weights)
     if arguments.publish:
-        publish(work, weights)
+        publish(work, weights, _weights(arguments.start))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 import ml_collections
 
 from nuwaxl_jax import config as config_lib
+from nuwaxl_jax import weights
 from nuwaxl_jax.training import checkpoint
 from nuwaxl_jax.training import lineage
 from nuwaxl_jax.training import perceptual
@@ -35,6 +36,8 @@ def read_config(workdir: str) -> ml_collections.ConfigDict:
 def bundle_from_workdir(workdir: str) -> tuple[dict[str, Any], ml_collections.ConfigDict, dict[str, Any]]:
     """(bundle, config, card) of the newest checkpoints.
 
+    The config names no places of this machine; the card has the SHA-256 of train.init_from's file, if that is there.
+
     Raises:
       ValueError, FileNotFoundError, CheckpointError: a stage has no usable checkpoint.
     """
@@ -48,5 +51,8 @@ def bundle_from_workdir(workdir: str) -> tuple[dict[str, Any], ml_collections.Co
     trained = [*filter(None, [lineage.vae_stage(workdir)]), *denoisers]
     card = {"name": config.name, "steps": {stage: checkpoint.latest_step(workdir, stage) for stage in trained}}
     card |= perceptual.label(config)
-    config.vae.lpips_weights = config.train.init_from = ""  # places on this machine; LPIPS's hash says which file
+    if os.path.isfile(config.train.init_from):
+        card["started_from"] = weights.digest(config.train.init_from)
+    # Places on this machine say nothing elsewhere; hashes, LPIPS's among them, say which files these were.
+    config.vae.lpips_weights = config.train.init_from = config.data.cache = ""
     return bundle, config, card

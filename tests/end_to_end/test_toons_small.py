@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import pathlib
+import sys
 import types
 
 import pytest
@@ -27,8 +28,10 @@ def remake(monkeypatch, tmp_path):
 
     monkeypatch.setattr(module.subprocess, "run", run)
 
-    def call(*arguments):
+    def call(*arguments, **replaced):
         ran.clear()
+        for name, value in replaced.items():
+            monkeypatch.setattr(module, name, value)
         monkeypatch.setattr("sys.argv", ["run.py", f"--work={tmp_path / 'work'}", *arguments])
         module.main()
         return list(ran)
@@ -99,3 +102,23 @@ def test_a_folder_made_otherwise_is_refused(remake, capsys):
     with pytest.raises(SystemExit) as refused:
         call("--set=seed=1")
     assert refused.value.code == 2 and "--work: vae in" in capsys.readouterr().err
+
+
+def test_published_is_what_was_made_and_names_no_place(remake, tmp_path, monkeypatch):
+    call, _, _ = remake
+    work, here, asset = tmp_path / "work", tmp_path / "here", tmp_path / "shipped.safetensors"
+    asset.write_bytes(b"before")
+    here.mkdir()
+    call("--start=shipped", HERE=here, ASSET=asset)
+    (work / "told" / "eval").mkdir(parents=True)
+    for name in ("eval.json", "curves.png", "story0.png"):
+        (work / "told" / "eval" / name).write_text(name)
+    (work / asset.name).write_bytes(b"made")
+    drawn = []
+    monkeypatch.setitem(sys.modules, "pictures", types.SimpleNamespace(draw=drawn.append))
+    assert call("--start=shipped", "--publish") == []
+    assert asset.read_bytes() == b"made" and drawn == [work / "told" / "two_friends.mp4"]
+    assert {file.name for file in here.iterdir()} == {"eval.json", "curves.png", "story0.png", "made.json"}
+    made = (here / "made.json").read_text()
+    assert str(tmp_path) not in made and str(ROOT) not in made
+    assert "--workdir=WORK/run" in json.loads(made)["denoiser"]["command"]
