@@ -41,7 +41,7 @@ def _quick(config: ml_collections.ConfigDict) -> None:
 def _small(config: ml_collections.ConfigDict) -> None:
     """Of the shipped model's size: level 1 learns motion at noisy timesteps, with no last frame to tell it.
 
-    The weights that ship now were trained without these three (experiments/toons_small).
+    Of the weights that ship the last 3000 steps were trained so, those before without (experiments/toons_small).
     """
     config.data.level_weights = (1.0, 4.0, 2.0)
     config.diffusion.update(time_shift=3.0, first_only_prob=0.3)

@@ -29,6 +29,16 @@ def write_bytes(path: str | os.PathLike, data: bytes, shared: bool = False) -> N
                 os.unlink(part)
 
 
+def joined(path: str | os.PathLike, record: dict[str, Any], field: str) -> dict[str, Any]:
+    """`record`, and in its `field` also what the JSON file at `path` has there, if all other fields are equal."""
+    if not os.path.isfile(path):
+        return record
+    with open(path, encoding="utf-8") as file:
+        before = json.load(file)
+    alike = isinstance(before, dict) and before | {field: record[field]} == record
+    return record | {field: before[field] | record[field]} if alike else record
+
+
 def write_json(path: str | os.PathLike, value: Any, shared: bool = False) -> None:
     """Writes `value` as indented JSON with sorted keys; `shared` as of `write_bytes`."""
     write_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode(), shared)

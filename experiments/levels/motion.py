@@ -15,7 +15,8 @@ a character's presence within a shot and a segment that touches a given frame is
   walks     the share of captions' walks that go their way, by a unit or more; exchanged: that go it nevertheless.
   height    the correlation of heights above the ground, true and made: jumps.
 
-Writes motion.json beside this file, and a picture: each segment's truth, what was made, what the exchange made.
+Writes motion.json beside this file (what is there of other weights, measured alike, stays), and a picture: each
+segment's truth, what was made, what the exchange made.
 """
 
 import argparse
@@ -157,11 +158,12 @@ def main() -> None:
     parser.add_argument("--cpu_devices", type=int, default=0, help="0 = one a core")
     arguments = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", arguments.cpu_devices or os.cpu_count())
-    rows = {}
+    record = dict(stories=arguments.stories, segments=arguments.segments, split="valid", weights={})
     for name in arguments.weights:
-        rows[pathlib.Path(name).stem] = measure(name, arguments)
-        print(f"{name}: {rows[pathlib.Path(name).stem]}", flush=True)
-    files.write_json(HERE / "motion.json", rows)
+        row = measure(name, arguments)
+        print(f"{name}: {row}", flush=True)
+        record["weights"][pathlib.Path(name).stem] = row
+    files.write_json(HERE / "motion.json", files.joined(HERE / "motion.json", record, "weights"))
 
 
 if __name__ == "__main__":

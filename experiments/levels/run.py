@@ -28,7 +28,17 @@ from nuwaxl_jax.evaluation import held_out
 from nuwaxl_jax.evaluation import story_score
 
 HERE = pathlib.Path(__file__).parent
-SHOWN = ("scene", "colour", "shape", "step", "action", "difference_inside", "difference_border", "border_ratio")
+SHOWN = (
+    "scene",
+    "colour",
+    "shape",
+    "step",
+    "action",
+    "direction",
+    "difference_inside",
+    "difference_border",
+    "border_ratio",
+)
 
 
 def straight_lines(latents: np.ndarray, stride: int) -> np.ndarray:

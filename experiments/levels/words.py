@@ -5,7 +5,8 @@
 The error on held-out clips (validation split, given frames given, as in `--mode=eval`'s `denoising`) with their
 captions, and with two words exchanged in all of them: left and right, "jumps" and "stands". A network that does what
 its captions say errs more under the wrong ones; by how much, in percent of its error, is what it knows of the word at
-that noise level. Sampling starts at the noisiest. Writes words.json beside this file.
+that noise level. Sampling starts at the noisiest. Writes words.json beside this file; what is there of other
+weights, measured alike, stays.
 """
 
 import argparse
@@ -79,7 +80,7 @@ def main() -> None:
         for pair, more in row["percent_more"].items():
             print(f"  {pair} exchanged: {more} % more", flush=True)
     record = dict(level=arguments.level, clips=arguments.clips, split="valid", weights=rows)
-    files.write_json(HERE / "words.json", record)
+    files.write_json(HERE / "words.json", files.joined(HERE / "words.json", record, "weights"))
 
 
 if __name__ == "__main__":
