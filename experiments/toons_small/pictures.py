@@ -1,6 +1,7 @@
-"""README's pictures from a generated video: its storyboard, and a strip of consecutive frames.
+"""README's pictures from a generated video: its storyboard, and a strip of consecutive frames; or frames of choice.
 
-python experiments/toons_small/pictures.py out/two_friends.mp4 [--first 150]
+python experiments/toons_small/pictures.py out/two_friends.mp4 [--first 240]
+python experiments/toons_small/pictures.py out/two_friends.mp4 --rows 120:360:15 1560:1800:15 --out good.png
 """
 
 import argparse
@@ -33,12 +34,30 @@ def draw(video: pathlib.Path, first: int = 240) -> None:
     (HERE / "main_job.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
 
 
+def rows_of(video: pathlib.Path, rows: list[range]) -> Image.Image:
+    """A row of frames each, in the video's own pixels."""
+    with video_io.VideoReader(video) as reader:
+        return Image.fromarray(
+            np.concatenate([np.concatenate(list(reader.read(np.array(row))), axis=1) for row in rows])
+        )
+
+
+def frame_range(text: str) -> range:
+    """FIRST:BEFORE:STEP, as in a slice."""
+    return range(*map(int, text.split(":")))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("video", type=pathlib.Path)
     parser.add_argument("--first", type=int, default=240, help="first frame of the strip")
+    parser.add_argument("--rows", type=frame_range, nargs="+", help="FIRST:BEFORE:STEP, of equal numbers of frames")
+    parser.add_argument("--out", default="rows.png", help="the name of their picture, beside this file")
     arguments = parser.parse_args()
-    draw(arguments.video, arguments.first)
+    if arguments.rows:
+        rows_of(arguments.video, arguments.rows).save(HERE / arguments.out)
+    else:
+        draw(arguments.video, arguments.first)
 
 
 if __name__ == "__main__":
