@@ -78,7 +78,7 @@ def seconds(study: Any, record: Mapping[str, Any]) -> str:
     """Markdown: seconds of a video by arm and length, and how many times those of the first arm."""
     lengths = sorted(record["frames"], key=int)
     lines = ["| seconds | " + " | ".join(f"{n} frames" for n in lengths) + " |", "|---" * (len(lengths) + 1) + "|"]
-    first, *others = (arm.name for arm in study.arms)
+    first, *others = (arm.name for arm in study.arms if all(arm.name in record["frames"][n] for n in lengths))
     for arm in (first, *others):
         cells = []
         for n in lengths:

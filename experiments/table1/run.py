@@ -31,6 +31,15 @@ ARMS = (
         way="independent",
     ),
     study.Arm("window, the tree's weights", like="tree", way="autoregressive"),
+    # The preset samples stride 1 without noise where a tree does it, and a window with: each as the other does.
+    study.Arm("tree, full noise", like="tree", sample=("sampler.temperature=(1.0, 1.0, 1.0)",)),
+    study.Arm(
+        "window, 1 frame given, no noise",
+        WINDOW,
+        ("sampler.window_temperature=0.0",),
+        way="autoregressive",
+        like="window, 1 frame given",
+    ),
 )
 STUDY = study.Study(
     folder=pathlib.Path(__file__).parent,

@@ -31,6 +31,8 @@ ARMS = (
     study.Arm("depth 3"),
     study.Arm("depth 2", of_depth(2), way="side_by_side"),
     study.Arm("depth 1", of_depth(1), way="side_by_side"),
+    # Deeper trees sample stride 1 without noise.
+    study.Arm("depth 1, no noise", of_depth(1), ("sampler.temperature=(0.0,)",), way="side_by_side", like="depth 1"),
 )
 STUDY = study.Study(
     folder=pathlib.Path(__file__).parent,

@@ -178,6 +178,9 @@ def test_seconds_stand_beside_the_first_arm_s():
     lines = module.study.study_table.seconds(module.STUDY, record).split("\n")
     assert lines[0] == "| seconds | 16 frames | 1024 frames |" and lines[2] == "| tree | 0.5 | 2.0 |"
     assert lines[4] == "| window, 8 frames given | 0.5 (1.0x) | 4.0 (2.0x) |"
+    del record["frames"]["16"]["window, 8 frames given"]  # an arm that is younger than the clock's record
+    fewer = module.study.study_table.seconds(module.STUDY, record).split("\n")
+    assert fewer == [line for line in lines if not line.startswith("| window, 8 frames given")]
 
 
 def test_equal_arms_of_two_studies_are_trained_and_told_once(tmp_path, monkeypatch):
