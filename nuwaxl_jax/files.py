@@ -36,7 +36,7 @@ def joined(path: str | os.PathLike, record: dict[str, Any], field: str) -> dict[
     with open(path, encoding="utf-8") as file:
         before = json.load(file)
     alike = isinstance(before, dict) and before | {field: record[field]} == record
-    return record | {field: before[field] | record[field]} if alike else record
+    return record | {field: before.get(field, {}) | record[field]} if alike else record
 
 
 def write_json(path: str | os.PathLike, value: Any, shared: bool = False) -> None:

@@ -14,6 +14,7 @@ _RECORD = {"clips": 8, "rows": {"new": 2, "both": 3}}
         ({"clips": 8, "rows": {"old": 1, "both": 1}}, {"old": 1, "new": 2, "both": 3}),
         ({"clips": 9, "rows": {"old": 1}}, {"new": 2, "both": 3}),  # measured otherwise
         ({"rows": {"old": 1}}, {"new": 2, "both": 3}),
+        ({"clips": 8}, {"new": 2, "both": 3}),
         ([1], {"new": 2, "both": 3}),
     ],
 )

@@ -37,9 +37,7 @@ def draw(video: pathlib.Path, first: int = 240) -> None:
 def rows_of(video: pathlib.Path, rows: list[range]) -> Image.Image:
     """A row of frames each, in the video's own pixels."""
     with video_io.VideoReader(video) as reader:
-        return Image.fromarray(
-            np.concatenate([np.concatenate(list(reader.read(np.array(row))), axis=1) for row in rows])
-        )
+        return strip(np.concatenate([reader.read(np.array(row)) for row in rows]), len(rows[0]), 1)
 
 
 def frame_range(text: str) -> range:
@@ -54,6 +52,8 @@ def main() -> None:
     parser.add_argument("--rows", type=frame_range, nargs="+", help="FIRST:BEFORE:STEP, of equal numbers of frames")
     parser.add_argument("--out", default="rows.png", help="the name of their picture, beside this file")
     arguments = parser.parse_args()
+    if arguments.rows and len({len(row) for row in arguments.rows}) > 1:
+        parser.error("--rows: their numbers of frames differ; give as many in each")
     if arguments.rows:
         rows_of(arguments.video, arguments.rows).save(HERE / arguments.out)
     else:

@@ -125,14 +125,14 @@ def show(commands: Commands, arguments: argparse.Namespace, weights: pathlib.Pat
     commands("video", "--mode=sample", f"--story={STORY}", *told, config=False)
 
 
-def publish(work: pathlib.Path, weights: pathlib.Path, start: pathlib.Path) -> None:
+def publish(work: pathlib.Path, weights: pathlib.Path, start: pathlib.Path | None) -> None:
     """Weights into the package, records and pictures beside this file; the commands without places of this machine."""
     import pictures
 
     for name in ("eval.json", "curves.png", "story0.png"):
         shutil.copy(work / "told" / "eval" / name, HERE / name)
     made = (work / "made.json").read_text()
-    for place, name in ((str(work), "WORK"), (f"{ROOT}/", ""), (f"{start.parent}/", "")):
+    for place, name in ((str(work), "WORK"), (f"{ROOT}/", ""), *([(f"{start.parent}/", "")] if start else [])):
         made = made.replace(place, name)
     files.write_json(HERE / "made.json", json.loads(made))
     pictures.draw(work / "told" / "two_friends.mp4")
@@ -152,7 +152,7 @@ def main() -> None:
     commands("export", "--mode=export", f"--workdir={work / 'run'}", f"--weights={weights}", config=False)
     show(commands, arguments, weights)
     if arguments.publish:
-        publish(work, weights, _weights(arguments.start))
+        publish(work, weights, _weights(arguments.start) if arguments.start else None)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ def read_config(workdir: str) -> ml_collections.ConfigDict:
 def bundle_from_workdir(workdir: str) -> tuple[dict[str, Any], ml_collections.ConfigDict, dict[str, Any]]:
     """(bundle, config, card) of the newest checkpoints.
 
-    The config names no places of this machine; the card has the SHA-256 of train.init_from's file, if that is there.
+    The config keeps no places of what they were made with (data.path stays: evaluation reads there); the card has the
+    SHA-256 of train.init_from's file, if that is there.
 
     Raises:
       ValueError, FileNotFoundError, CheckpointError: a stage has no usable checkpoint.

@@ -16,7 +16,7 @@ def test_a_run_without_a_denoiser_has_nothing_to_sample_with(tmp_path):
         export.bundle_from_workdir(str(tmp_path))
 
 
-def test_weights_name_no_place_and_know_what_they_started_from(tmp_path, monkeypatch):
+def test_weights_keep_no_place_of_what_made_them_but_know_what_they_started_from(tmp_path, monkeypatch):
     start = tmp_path / "start.safetensors"
     start.write_bytes(b"weights")
     config = config_lib.default()
