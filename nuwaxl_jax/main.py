@@ -316,7 +316,7 @@ def main(argv: list[str]) -> None:
     hosts.join(job)
     if FLAGS.mode in ("train", "sample", "eval", "score"):
         _require_workdir()
-        if jax.default_backend() == "cpu":
+        if host_memory.cpu_alone(jax.config.jax_platforms) or jax.default_backend() == "cpu":
             host_memory.keep_freed_pages()
     _MODES[FLAGS.mode]()
 
