@@ -228,12 +228,19 @@ class Runner:
     def run_all(self, names: Sequence[str], seeds: Sequence[int]) -> None:
         """Every arm of `names` with every seed, `jobs` at a time; ends at the first that fails."""
 
+        failed = threading.Event()  # what waits would begin before it can be called off
+
         def job(work: Callable[..., Any], *arguments: Any) -> None:
+            if failed.is_set():
+                return
             self._mine.cores = self._cores.get()
             if self._mine.cores and self.arguments.jobs > 1:
                 os.sched_setaffinity(0, self._mine.cores)  # of this thread, and of the processes that it starts
             try:
                 work(*arguments)
+            except BaseException:
+                failed.set()
+                raise
             finally:
                 self._cores.put(self._mine.cores)
 
@@ -264,6 +271,7 @@ class Runner:
         """The row of one arm and length: `--mode=eval` of its run."""
         flags = [f"--frames={frames}", f"--stories={self.arguments.stories}", "--others=0", "--blocks=8", "--stills=8"]
         flags += [f"--ways={','.join(self.study.ways(arm))}", f"--real_scores={self.work / 'real'}"]
+        flags.append("--config.hierarchy.chunk=5")  # one micro-batch a call: the same programs at every length
         flags += [f"--config.{field}" for field in arm.sample]
         flags += ["--nomeasure"] if self.arguments.dry_run else []
         if "denoiser" not in self.study.stages:
