@@ -1,5 +1,7 @@
 """What giving freed memory back costs a training run on a CPU: image_vae's steps with and without host_memory.
 
+`late`: asked for when JAX has made its threads, which then keep arenas of their own.
+
     python experiments/speed/pages.py [--steps 150] [--repeats 2]
 
 Each run is a process of its own, alternating. Writes pages.json beside this file.
@@ -20,6 +22,7 @@ from nuwaxl_jax import files
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[1]
 _PLAIN = "from nuwaxl_jax import host_memory, main; host_memory.keep_freed_pages = lambda: False; main.run()"
+_LATE = "from nuwaxl_jax import host_memory, main; host_memory.cpu_alone = lambda platforms: False; main.run()"
 _KEPT = "from nuwaxl_jax import main; main.run()"
 
 
@@ -45,9 +48,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--repeats", type=int, default=2)
     arguments = parser.parse_args()
-    rows: dict[str, list[dict]] = {"given back": [], "kept": []}
+    rows: dict[str, list[dict]] = {"given back": [], "late": [], "kept": []}
     for _ in range(arguments.repeats):
-        for name, code in (("given back", _PLAIN), ("kept", _KEPT)):
+        for name, code in (("given back", _PLAIN), ("late", _LATE), ("kept", _KEPT)):
             rows[name].append(one(code, arguments.steps))
             print(name, rows[name][-1], flush=True)
     medians = {name: statistics.median(row["steps_per_second"] for row in of) for name, of in rows.items()}
