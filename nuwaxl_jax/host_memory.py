@@ -1,8 +1,8 @@
 """Freed memory is kept by the process and not given back to the system: training on a CPU touches the same pages again.
 
 XLA:CPU allocates a step's buffers with malloc, in whichever of its threads comes to them, and frees them at its end.
-glibc maps large ones anew each time and gives each thread an arena of its own, whose end it returns whatever the
-thresholds are; every first touch of a page is a fault. One arena that never shrinks ends both.
+glibc maps large ones anew each time, and in a thread with an arena of its own those over 64 MiB whatever the thresholds
+are; every first touch of a page is a fault. One arena for all threads, that never shrinks, ends both.
 `experiments/speed/README.md` has what that costs.
 """
 

@@ -203,6 +203,23 @@ def test_equal_arms_of_two_studies_are_trained_and_told_once(tmp_path, monkeypat
     assert told == [("table1", "tree"), ("ours", "half the steps"), ("table2c", "depth 2")]
 
 
+def test_nothing_begins_after_an_arm_has_failed(tmp_path, monkeypatch):
+    module = _load(ROOT / "experiments" / "table2d" / "run.py")
+    monkeypatch.setattr("sys.argv", ["run.py", f"--work={tmp_path}"])
+    runner = module.study.Runner(module.STUDY, module.study.arguments_of(module.STUDY, ""))
+    began = []
+
+    def run(arm, seed):
+        began.append((arm.name, seed))
+        if len(began) == 2:
+            raise SystemExit("ended with status 1")
+
+    monkeypatch.setattr(runner, "run", run)
+    with pytest.raises(SystemExit, match="status 1"):
+        runner.run_all([arm.name for arm in module.STUDY.arms], range(100))
+    assert began == [("16 frames", 0), ("8 frames", 0)]
+
+
 def test_arms_whose_examples_are_the_same_share_what_is_encoded_once(tmp_path, monkeypatch):
     module = _load(ROOT / "experiments" / "ours" / "run.py")
     monkeypatch.setattr("sys.argv", ["run.py", f"--work={tmp_path}", "--jobs=2"])
