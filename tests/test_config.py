@@ -67,6 +67,7 @@ def test_a_text_older_than_a_field_reads_as_the_network_it_was():
         (dict(train__stages=("gan",)), "config.train.stages"),
         (dict(data__episode_frames=3000), "config.data.episode_frames"),
         (dict(text__num_heads=7), "config.text.num_heads"),
+        (dict(text__per_frame=False, hierarchy__depth=1), "config.text.per_frame"),
         (dict(text__vocab_size=60), "config.text.vocab_size"),
         (dict(sampler__eta=1.5), "config.sampler.eta"),
         (dict(sampler__temperature=(1.0, 0.0)), "config.sampler.temperature"),

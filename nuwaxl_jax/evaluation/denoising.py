@@ -25,23 +25,35 @@ def timesteps(config: ml_collections.ConfigDict) -> tuple[int, ...]:
 
 
 @functools.lru_cache(maxsize=2)
-def errors_at(networks: networks_lib.Networks, times: tuple[int, ...]) -> Callable[..., jax.Array]:
-    """Jitted: (bundle, one of its denoisers, batch, key) to the errors at `times`."""
+def errors_at(
+    networks: networks_lib.Networks, times: tuple[int, ...], handover: str = "latent", per_frame: bool = True
+) -> Callable[..., jax.Array]:
+    """Jitted: (bundle, one of its denoisers, batch, key) to the errors at `times`.
+
+    Given frames and prompts as the denoiser was trained with: `hierarchy.handover`, `text.per_frame`.
+    """
     length = networks.segment_length
 
     @jax.jit
     def errors(bundle, denoiser, batch, key):
-        mean, _ = networks.encode(bundle["vae"], batch["frames"])
-        x0 = (mean - bundle["latent_shift"]) * bundle["latent_scale"]  # [B, L, h, w, c]
-        border = (jnp.arange(length) % (length - 1) == 0)[None, :] & (batch["level"] > 0)[:, None]  # [B, L]
-        mask = jnp.broadcast_to(border[:, :, None, None, None].astype(jnp.float32), (*x0.shape[:-1], 1))
-        text = networks.text_states(denoiser["text"], batch["tokens"])
+        def latents_of(frames):
+            mean, _ = networks.encode(bundle["vae"], frames)
+            return (mean - bundle["latent_shift"]) * bundle["latent_scale"]  # [B, L, h, w, c]
+
+        x0, local = latents_of(batch["frames"]), (batch["level"] > 0)[:, None]
+        border = (jnp.arange(length) % (length - 1) == 0)[None, :] & local  # [B, L]
+        border = border[:, :, None, None, None].astype(jnp.float32)
+        mask = jnp.broadcast_to(border, (*x0.shape[:-1], 1))
+        cond = mask * x0 if handover == "latent" else latents_of(networks_lib.to_float(batch["frames"]) * border)
+        tokens = batch["tokens"]  # [B, L, N]
+        tokens = tokens if per_frame else jnp.where(local[..., None], tokens[:, :1], tokens)
+        text = networks.text_states(denoiser["text"], tokens)
         eps = jax.random.normal(key, x0.shape)
 
         def at(t):
             t = jnp.full(x0.shape[:1], t)
             x_t = networks.diffusion.q_sample(x0, t, eps)
-            prediction = networks.denoise(denoiser, x_t, t, text, mask * x0, mask, batch["level"])
+            prediction = networks.denoise(denoiser, x_t, t, text, cond, mask, batch["level"])
             return losses.denoising_loss(networks.diffusion, prediction, x0, eps, t, weighting="uniform")[1].mean()
 
         return jax.lax.map(at, jnp.asarray(times, jnp.int32))
@@ -62,7 +74,7 @@ def of_level(
     """Mean squared error of the prediction (v, x0 or eps, as trained; latents of unit variance), unweighted.
 
     The same clips and the same noise for every level of noise: `num_clips` of the tree level from the test split, with
-    the borders given at local levels, prompts on, in float32.
+    the borders given at local levels, as `config` hands them over, its prompts on, in float32.
 
     Args:
       stop: called before each batch, and may raise.
@@ -74,7 +86,7 @@ def of_level(
     with one.unlocked():
         one.data.level_weights = tuple(float(k == level) for k in range(config.hierarchy.depth))
         one.train.denoiser.clip_length = config.hierarchy.segment_length
-    errors = errors_at(networks, timesteps(config))
+    errors = errors_at(networks, timesteps(config), config.hierarchy.handover, bool(config.text.per_frame))
     denoiser = bundle["denoisers"][level if len(bundle["denoisers"]) > 1 else 0]
     size = min(4, num_clips)
     iterator = pipeline.make_iterator(one, "test", "denoiser", seed=seed, batch_size=size)

@@ -34,12 +34,14 @@ def make_sample_segments(
     threshold: float | None = None,
     temperature: tuple[float, ...] = (),
     spacing: str = "trailing",
+    per_frame: bool = True,
 ) -> program.SegmentsFn:
     """A `program.SegmentsFn`; the same object for the same arguments, so that programs are compiled once.
 
     Args:
       steps, guidance, temperature: one a level of the networks; no temperature: 1 at all of them.
       guidance_rescale: of `samplers.guided`; the others as for `samplers.sample`.
+      per_frame: False: below the keyframes' level a segment's first prompt is that of all its frames.
     """
 
     def sample_segments(
@@ -60,6 +62,8 @@ def make_sample_segments(
             context = networks.context(unet, text, *given, levels)
             return lambda x_t, t: networks.denoise_segment(unet, x_t, t, levels, context)
 
+        if level > 0 and not per_frame:
+            prompt_index = jnp.broadcast_to(prompt_index[:, :1], prompt_index.shape)
         text = params["text"][which][prompt_index]  # [n, L, N, D]
         null = jnp.broadcast_to(params["null_text"][which], text.shape)
         scale = guidance[level]
@@ -126,6 +130,7 @@ def sampler_of(config: ml_collections.ConfigDict, networks: Networks) -> program
         float(sampler.threshold) or None,
         temperature,
         sampler.spacing,
+        bool(config.text.per_frame),
     )
 
 

@@ -39,15 +39,20 @@ def _text(
     params: Any,
     batch: Batch,
     dropped: jax.Array,
-    per_frame: bool = True,
+    shared: jax.Array | None = None,
 ) -> jax.Array:
-    """States [B, L, N, D]; where `dropped` (bool [B, L] or [B, 1]) those of the empty prompt."""
+    """States [B, L, N, D]; where `dropped` (bool [B, L] or [B, 1]) those of the empty prompt.
+
+    shared: bool [B], clips of which every frame has the first one's prompt.
+    """
     null = jnp.asarray(networks.null_tokens(), batch["tokens"].dtype)
-    if "text" not in cached:
-        tokens = batch["tokens"] if per_frame else jnp.broadcast_to(batch["tokens"][:, :1], batch["tokens"].shape)
-        return networks.text_states(params["text"], jnp.where(dropped[..., None], null, tokens))
-    states = batch["text"] if per_frame else jnp.broadcast_to(batch["text"][:, :1], batch["text"].shape)
-    return jnp.where(dropped[..., None, None], networks.text_states(params["text"], null), states)
+    name = "text" if "text" in cached else "tokens"
+    prompts = batch[name]  # [B, L, N] or [B, L, N, D]
+    if shared is not None:
+        prompts = jnp.where(shared.reshape(-1, *[1] * (prompts.ndim - 1)), prompts[:, :1], prompts)
+    if name == "tokens":
+        return networks.text_states(params["text"], jnp.where(dropped[..., None], null, prompts))
+    return jnp.where(dropped[..., None, None], networks.text_states(params["text"], null), prompts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +133,7 @@ class DenoiserTask:
       first_only_prob, first_frames: see above.
       time_shift: of `draws.timesteps`; 1.0 is uniform.
       cond_noise: standard deviation of noise on the condition's given frames, in latents of unit variance.
-      per_frame: False gives every frame the first frame's prompt.
+      per_frame: False gives every frame of a clip below the keyframes' level the first frame's prompt.
       cached: what the batch brings ready made, see `fields_of`.
     """
 
@@ -208,7 +213,8 @@ class DenoiserTask:
     def text(self, params: Any, batch: Batch, keys: jax.Array) -> jax.Array:
         """States [B, L, N, D] of the prompts, those of whole clips replaced by the empty one's."""
         dropped = draws.uniform(keys)[:, None] < self.caption_dropout
-        return _text(self.networks, self.cached, params, batch, dropped, self.per_frame)
+        shared = None if self.per_frame else batch["level"] > 0
+        return _text(self.networks, self.cached, params, batch, dropped, shared)
 
     def loss(self, params: Any, frozen: Any, batch: Batch, keys: jax.Array) -> Loss:
         """batch: frames uint8 [B, L, H, W, 3], tokens int32 [B, L, N], level int32 [B].

@@ -1,10 +1,12 @@
 """The real networks inside the level program: independence of segments, no collectives, both hand-overs."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from nuwaxl_jax import networks as networks_lib
+from nuwaxl_jax.diffusion import gaussian
 from nuwaxl_jax.hierarchy import generate as generate_lib
 from nuwaxl_jax.hierarchy import plan as plan_lib
 from nuwaxl_jax.hierarchy import program
@@ -111,6 +113,31 @@ def test_what_must_follow_one_another_depends_on_no_machine(world):
     other = sample.generate(config, networks, bundle, PROMPTS, np.tile(index, (2, 1)), progress=False)
     assert one.serial_depth == other.serial_depth == sum(segments.denoiser_calls(config, n) for n in range(3))
     assert other.denoiser_calls > one.denoiser_calls > one.serial_depth
+
+
+class Repeating:
+    """Networks that predict x0: the mean of a frame's prompt."""
+
+    def __init__(self, diffusion):
+        self.diffusion = diffusion
+
+    def context(self, unet, text, cond, cond_mask, levels):
+        return text.mean((-2, -1))[:, :, None, None, None]
+
+    def denoise_segment(self, unet, x_t, t, levels, context):
+        return jnp.broadcast_to(context, x_t.shape)
+
+
+@pytest.mark.parametrize("level,per_frame,told", [(0, True, 2), (0, False, 2), (1, True, 2), (1, False, 1)])
+def test_one_prompt_a_segment_is_its_first_frames_and_keyframes_keep_theirs(level, per_frame, told):
+    networks = Repeating(gaussian.GaussianDiffusion.create(schedule="cosine", num_timesteps=10, prediction="x0"))
+    make = segments.make_sample_segments(networks, "ddim", (2, 2), (1.0, 1.0), per_frame=per_frame)
+    table = jnp.arange(1.0, 4.0)[:, None, None]  # of prompts [P, 1, 1]
+    params = dict(denoisers=({"unet": None},), text=(table,), null_text=(0 * table[0],))
+    cond, prompts = jnp.zeros((1, 4, 2, 2, 3)), jnp.array([[2, 0, 0, 2]])
+    out = make(params, jax.random.split(jax.random.key(0), 1), cond, cond[..., :1], prompts, level=level)
+    expected = [3, 1, 1, 3] if told == 2 else [3, 3, 3, 3]
+    np.testing.assert_allclose(out[0].mean((1, 2, 3)), expected, rtol=1e-5)
 
 
 def test_guidance_of_one_needs_no_second_call_and_zero_is_unconditional(world):

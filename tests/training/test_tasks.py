@@ -180,8 +180,18 @@ def test_every_frame_keeps_its_prompt_and_dropped_clips_lose_all():
     dropped = (out == NULL).all(axis=(1, 2))
     assert dropped.mean() == pytest.approx(0.25, abs=0.06)
     np.testing.assert_array_equal(out[~dropped], np.asarray(tokens)[~dropped])
-    one = denoiser_task.DenoiserTask(FakeNetworks(), depth=3, per_frame=False).text({"text": None}, batch, _keys(count))
-    np.testing.assert_array_equal(one[..., 0], np.broadcast_to(np.asarray(tokens)[:, :1], tokens.shape))
+
+
+@pytest.mark.parametrize("cached", [(), ("text",)])
+def test_one_prompt_a_clip_is_its_first_frames_and_keyframes_keep_theirs(cached):
+    count = 12
+    tokens = np.random.default_rng(0).integers(3, 9, (count, L, N)).astype(np.int32)
+    level = np.arange(count) % 3
+    batch = dict(tokens=jnp.asarray(tokens), text=jnp.asarray(tokens, jnp.float32)[..., None], level=jnp.asarray(level))
+    task = denoiser_task.DenoiserTask(FakeNetworks(), depth=3, per_frame=False, cached=cached)
+    out = np.asarray(task.text({"text": None}, batch, _keys(count)))[..., 0]
+    np.testing.assert_array_equal(out[level == 0], tokens[level == 0])
+    np.testing.assert_array_equal(out[level > 0], np.broadcast_to(tokens[:, :1], tokens.shape)[level > 0])
 
 
 def test_a_perfect_prediction_has_no_loss_and_noise_is_what_q_sample_adds():
