@@ -99,7 +99,7 @@ def _models() -> dict[str, ml_collections.ConfigDict]:
             width=128,  # channels of a text state. CLIP ViT-L/14: 768
             num_layers=2,  # CLIP ViT-L/14: 12
             num_heads=4,  # CLIP ViT-L/14: 12
-            per_frame=True,  # every frame its own prompt [P]; False: keyframes alone, other segments one (ablation)
+            per_frame=True,  # every frame its own prompt [P]; False: from level 1 on a segment has one (ablation)
         )
     )
     vae = ml_collections.ConfigDict(

@@ -219,7 +219,7 @@ def _check_hierarchy(config: ml_collections.ConfigDict) -> None:
     problem = "a segment needs two borders and a middle frame"
     _require(tree.segment_length >= 3, "hierarchy.segment_length", problem, "use at least 3")
     _require(tree.depth >= 1, "hierarchy.depth", "must be at least 1", "1 is global diffusion alone")
-    problem = "False gives one prompt to segments below the keyframes, and depth 1 has none"
+    problem = "False gives segments from level 1 on one prompt, and depth 1 has none"
     _require(config.text.per_frame or tree.depth > 1, "text.per_frame", problem, "use hierarchy.depth=2 or more")
     _require(
         tree.chunk >= 0 and tree.microbatch >= 1,

@@ -41,7 +41,7 @@ def make_sample_segments(
     Args:
       steps, guidance, temperature: one a level of the networks; no temperature: 1 at all of them.
       guidance_rescale: of `samplers.guided`; the others as for `samplers.sample`.
-      per_frame: False: below the keyframes' level a segment's first prompt is that of all its frames.
+      per_frame: False: from level 1 on a segment's first prompt is that of all its frames.
     """
 
     def sample_segments(

@@ -133,7 +133,7 @@ class DenoiserTask:
       first_only_prob, first_frames: see above.
       time_shift: of `draws.timesteps`; 1.0 is uniform.
       cond_noise: standard deviation of noise on the condition's given frames, in latents of unit variance.
-      per_frame: False gives every frame of a clip below the keyframes' level the first frame's prompt.
+      per_frame: False gives every frame of a clip of level 1 and on the first frame's prompt.
       cached: what the batch brings ready made, see `fields_of`.
     """
 
