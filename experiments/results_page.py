@@ -15,7 +15,7 @@ from nuwaxl_jax import files
 
 HERE = pathlib.Path(__file__).resolve().parent
 PAGE = HERE / "RESULTS.md"
-STUDIES = ("table1", "table2a", "table2b", "table2c", "table2d", "ours")
+STUDIES = ("table1", "table2a", "table2b", "table2c", "table2d", "ours", "shipped")
 HEAD = """# Results
 
 Made by `python experiments/results_page.py` from the data in these folders. The command above each table makes its

@@ -47,11 +47,12 @@ _EXAMPLES = ("data.", "vae.", "mtd.", "hierarchy.segment_length", "hierarchy.dep
 _KEPT = 800  # clips of a study's own rows
 _EXAMPLES += ("train.denoiser.clip_length", "train.denoiser.dtype")
 
-# What a dry run changes: everything at its smallest, in seconds; its figures mean nothing.
+# What a dry run changes: everything at its smallest, in seconds; its figures mean nothing. Of finished weights: steps.
 _DRY = (
     *("vae.channel_mults=(1, 1)", "unet.channel_mults=(1,)", "unet.prompt_levels=(True,)"),
     *(f"train.{stage}.num_steps=2" for stage in ("image_vae", "vae", "image_denoiser", "denoiser")),
 )
+_DRY_OF_WEIGHTS = ("sampler.steps=(2, 2, 1)", "sampler.window_steps=1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Study:
     """Attributes:
     folder: of the study; results.json and plot.png are written there.
     arms: the first is what the others are compared with.
-    stages: that an arm trains.
+    stages: that an arm trains; none: arms tell with the weights of `--weights`, and a seed is that of their noise.
     start: 'image': arms start from the shipped T-KLVAE and a denoiser's image network, trained with their seed; 'vae':
       from the T-KLVAE alone; 'image_vae': from an image KL-VAE trained with their seed.
     frames: lengths of the videos that are told.
@@ -105,7 +106,11 @@ def arguments_of(study: Study, description: str) -> argparse.Namespace:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--frames", default=",".join(map(str, study.frames)))
     parser.add_argument("--stories", type=int, default=study.stories)
-    parser.add_argument("--config", default="", help=f"another than configs/toons.py:{study.preset}")
+    if study.stages:
+        parser.add_argument("--config", default="", help=f"another than configs/toons.py:{study.preset}")
+    else:
+        parser.add_argument("--weights", default="shipped", help="shipped, or a file of --mode=export")
+        parser.set_defaults(config="")
     parser.add_argument("--set", action="append", default=[], help="FIELD=VALUE of every arm's config")
     parser.add_argument("--jobs", type=int, default=1, help="arms at a time")
     parser.add_argument("--kept", type=int, default=_KEPT, help="clips that are encoded once; 0: trained from frames")
@@ -122,12 +127,15 @@ class Runner:
         self.study, self.arguments = study, arguments
         preset = "tiny" if arguments.dry_run else study.preset
         self.config = arguments.config or f"{ROOT}/configs/toons.py:{preset}"
-        self.fields = (*(_DRY if arguments.dry_run else ()), *arguments.set)
+        dry = (_DRY if study.stages else _DRY_OF_WEIGHTS) if arguments.dry_run else ()
+        self.fields = (*dry, *arguments.set)
         name = pathlib.Path(self.config).name.replace(":", "-").removesuffix(".py")
         self.work = pathlib.Path(arguments.work).resolve() / name
         # The study's own rows lie in its folder; what was asked otherwise is no row of theirs.
         own = not (arguments.dry_run or arguments.config or arguments.set)
         own = own and (arguments.stories, arguments.kept) == (study.stories, _KEPT)
+        self.weights = None if study.stages else arguments.weights
+        own = own and self.weights in (None, "shipped")
         self.results = (study.folder if own else self._otherwise()) / "results.json"
         self._locks: dict[Any, threading.Lock] = collections.defaultdict(threading.Lock)
         self._cores: queue.Queue[tuple[int, ...]] = queue.Queue()  # of jobs that are not at work
@@ -138,8 +146,9 @@ class Runner:
 
     def _otherwise(self) -> pathlib.Path:
         """Where rows of another config, data set or number of stories lie."""
+        asked = self.arguments
         what = json.dumps(
-            [self.config, self.fields, self.arguments.stories, self.arguments.kept, self.arguments.dry_run]
+            [self.config, self.fields, asked.stories, asked.kept, asked.dry_run, *filter(None, [self.weights])]
         )
         return self.work / self.study.folder.name / hashlib.sha256(what.encode()).hexdigest()[:10]
 
@@ -201,7 +210,8 @@ class Runner:
 
     def workdir(self, arm: Arm, seed: int) -> pathlib.Path:
         """Of an arm's training; studies share the runs of equal arms."""
-        what = json.dumps([sorted(arm.train), self.fields, self.study.stages, self.study.start, self.arguments.kept])
+        what = [sorted(arm.train), self.fields, self.study.stages, self.study.start, self.arguments.kept]
+        what = json.dumps([*what, *filter(None, [self.weights])])
         return self.work / f"run-{hashlib.sha256(what.encode()).hexdigest()[:10]}-{seed}"
 
     def run(self, arm: Arm, seed: int) -> None:
@@ -211,15 +221,16 @@ class Runner:
         if not missing:
             return
         owner = next(other for other in self.study.arms if other.name == (arm.like or arm.name))
-        start, begin = self._start(seed), time.perf_counter()
         workdir = self.workdir(owner, seed)
-        with self._locks[workdir]:
-            self._train(workdir, seed, self.study.stages, (*owner.train, f"train.init_from={start}"))
-        print(f"{arm.name}, seed {seed}: trained in {time.perf_counter() - begin:.0f} s, {workdir}", flush=True)
+        if self.study.stages:
+            start, begin = self._start(seed), time.perf_counter()
+            with self._locks[workdir]:
+                self._train(workdir, seed, self.study.stages, (*owner.train, f"train.init_from={start}"))
+            print(f"{arm.name}, seed {seed}: trained in {time.perf_counter() - begin:.0f} s, {workdir}", flush=True)
         for frames in missing:
             begin = time.perf_counter()
             with self._locks[workdir]:  # arms that share a run share its eval folder
-                row = self._told(arm, workdir, frames)
+                row = self._told(arm, workdir, seed, frames)
             shown = {name: round(row[name], 4) for name in self.study.shown if name in row}
             with self._locks["rows"]:
                 files.write_json(self.results, self.rows() | {f"{arm.name}/{seed}/{frames}": row})
@@ -246,7 +257,8 @@ class Runner:
 
         arms = [arm for arm in self.study.arms if arm.name in names]
         with futures.ThreadPoolExecutor(self.arguments.jobs) as pool:
-            began = [pool.submit(job, self._start, seed) for seed in seeds] if self.arguments.jobs > 1 else []
+            ahead = seeds if self.arguments.jobs > 1 and self.study.stages else ()
+            began = [pool.submit(job, self._start, seed) for seed in ahead]
             trained = [(arm, seed) for seed in seeds for arm in arms if not arm.like]
             sampled = [(arm, seed) for arm in arms if arm.like for seed in seeds]  # those of one run: not side by side
             began += [pool.submit(job, self.run, arm, seed) for arm, seed in (*trained, *sampled)]
@@ -256,25 +268,27 @@ class Runner:
             for future in done:
                 future.result()
 
-    def _told(self, arm: Arm, workdir: pathlib.Path, frames: int) -> dict[str, float]:
+    def _told(self, arm: Arm, workdir: pathlib.Path, seed: int, frames: int) -> dict[str, float]:
         """The row of one arm and length, from the run's rows.json where an equal arm of any study has been told."""
         file = workdir / "rows.json"
         rows = json.loads(file.read_text()) if file.is_file() else {}
         asked = [sorted(arm.sample), self.study.ways(arm), frames, self.arguments.stories, self.arguments.jobs > 1]
         key = json.dumps(asked)
         if key not in rows:
-            rows[key] = self._tell(arm, workdir, frames)
+            rows[key] = self._tell(arm, workdir, seed, frames)
             files.write_json(file, rows)
         return rows[key]
 
-    def _tell(self, arm: Arm, workdir: pathlib.Path, frames: int) -> dict[str, float]:
+    def _tell(self, arm: Arm, workdir: pathlib.Path, seed: int, frames: int) -> dict[str, float]:
         """The row of one arm and length: `--mode=eval` of its run."""
         flags = [f"--frames={frames}", f"--stories={self.arguments.stories}", "--others=0", "--blocks=8", "--stills=8"]
         flags += [f"--ways={','.join(self.study.ways(arm))}", f"--real_scores={self.work / 'real'}"]
         flags.append("--config.hierarchy.chunk=5")  # one micro-batch a call: the same programs at every length
         flags += [f"--config.{field}" for field in arm.sample]
         flags += ["--nomeasure"] if self.arguments.dry_run else []
-        if "denoiser" not in self.study.stages:
+        if not self.study.stages:
+            flags += [f"--weights={self.weights}", f"--config.seed={seed}", *(f"--config.{f}" for f in self.fields)]
+        elif "denoiser" not in self.study.stages:
             weights = workdir / "vae.safetensors"
             _call_export(workdir, "vae", weights)
             flags.append(f"--weights={weights}")

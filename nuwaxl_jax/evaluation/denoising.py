@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Callable
+from typing import Any, Callable
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,13 @@ def timesteps(config: ml_collections.ConfigDict) -> tuple[int, ...]:
     """Those at which the error is measured."""
     last = config.diffusion.num_timesteps - 1
     return tuple(np.linspace(last / (2 * NOISE_LEVELS), last, NOISE_LEVELS).round().astype(int).tolist())
+
+
+def identity(config: ml_collections.ConfigDict, card: dict[str, Any]) -> dict[str, Any]:
+    """All that the errors of weights with this card follow from; nothing of how videos are told is in it."""
+    tree = {name: config.hierarchy[name] for name in ("segment_length", "depth", "handover")}
+    sections = {name: config[name].to_dict() for name in ("data", "text", "vae", "unet", "mtd", "diffusion")}
+    return sections | {"hierarchy": tree, "weights": card, "clips": NUM_CLIPS, "backend": jax.default_backend()}
 
 
 @functools.lru_cache(maxsize=2)

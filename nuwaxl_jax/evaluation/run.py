@@ -165,6 +165,7 @@ def run(
     }
     protocol = hosts.of_first(_protocol(config, card, real))
     ledger = ledger_lib.Ledger(out / "scores", protocol)
+    errors = ledger_lib.Ledger(out / "scores", {"denoising": hosts.of_first(denoising.identity(config, card))})
     kept = ledger_lib.Ledger(real_scores or out / "scores", {"real": real, "stories": scope.told})
 
     def keep_strip(way: str, story: int, frames: np.ndarray) -> None:
@@ -179,10 +180,10 @@ def run(
         told = stories.tell(job, scope.ways)
         levels = range(config.hierarchy.depth if bundle["denoisers"] else 0)
         for level in levels:
-            if ledger_lib.is_mine(level) and ledger.read("denoising", level) is None:
-                errors = denoising.of_level(config, networks, bundle, level, stop=stop)
-                ledger.write("denoising", level, {"errors": errors})
-        denoised = ledger.collect("denoising", len(levels), stop)
+            if ledger_lib.is_mine(level) and errors.read("denoising", level) is None:
+                found = denoising.of_level(config, networks, bundle, level, stop=stop)
+                errors.write("denoising", level, {"errors": found})
+        denoised = errors.collect("denoising", len(levels), stop)
     record = {
         "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "protocol": protocol | {"stories": scope.told, "others": others},

@@ -18,7 +18,7 @@ from nuwaxl_jax import networks
 from nuwaxl_jax.evaluation import stories
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-STUDIES = ("table1", "table2a", "table2b", "table2c", "table2d", "ours")
+STUDIES = ("table1", "table2a", "table2b", "table2c", "table2d", "ours", "shipped")
 
 
 def _load(path):
@@ -36,7 +36,8 @@ def test_every_arm_is_a_config_that_trains_and_a_way_that_is_told(name, toons_pr
     trained = set()
     for arm in study.arms:
         config = toons_presets.get_config(study.preset)
-        fields = [*arm.train, *arm.sample, f"train.stages={study.stages!r}"]
+        stages = study.stages or ("denoiser",)  # finished weights: what trains such a network is a config too
+        fields = [*arm.train, *arm.sample, f"train.stages={stages!r}"]
         flat = {}
         for field in fields:
             key, value = field.split("=", 1)
@@ -85,9 +86,11 @@ def test_arms_train_on_as_many_frames(toons_presets):
         assert all(abs(count / first - 1) < 0.01 for count in counts.values()), (name, counts)
 
 
-def test_half_and_twice_the_steps_are(toons_presets):
-    given = toons_presets.get_config("study").sampler.steps
-    arms = {arm.name: arm.sample for arm in _load(ROOT / "experiments" / "ours" / "run.py").STUDY.arms}
+@pytest.mark.parametrize("study", ["ours", "shipped"])
+def test_half_and_twice_the_steps_are(study, toons_presets):
+    study = _load(ROOT / "experiments" / study / "run.py").STUDY
+    given = toons_presets.get_config(study.preset).sampler.steps
+    arms = {arm.name: arm.sample for arm in study.arms}
     for name, times in (("half the steps", 0.5), ("twice the steps", 2)):
         assert _value(arms[name][0].removeprefix("sampler.steps=")) == tuple(round(n * times) for n in given)
 
@@ -201,6 +204,30 @@ def test_equal_arms_of_two_studies_are_trained_and_told_once(tmp_path, monkeypat
     assert run("table1", "tree") == run("table2c", "depth 3") == run("table2d", "16 frames") == 1
     assert run("ours", "half the steps") == 2 and run("table2c", "depth 2") == 3  # sampled, or trained, otherwise
     assert told == [("table1", "tree"), ("ours", "half the steps"), ("table2c", "depth 2")]
+
+
+def test_finished_weights_are_told_with_a_seed_s_noise_and_trained_by_nothing(tmp_path, monkeypatch):
+    module = _load(ROOT / "experiments" / "shipped" / "run.py")
+
+    def runner(*more):
+        monkeypatch.setattr("sys.argv", ["run.py", f"--work={tmp_path}", *more])
+        made = module.study.Runner(module.STUDY, module.study.arguments_of(module.STUDY, ""))
+        monkeypatch.setattr(made, "_command", lambda mode, workdir, *flags: called.append((mode, workdir, flags)))
+        monkeypatch.setattr(made, "_row", lambda *_: {"exact": 1.0})
+        return made
+
+    called, own = [], runner()
+    assert own.results == ROOT / "experiments" / "shipped" / "results.json"
+    monkeypatch.setattr(own, "results", tmp_path / "results.json")
+    folder = own.workdir(module.STUDY.arms[0], 2) / "eval"
+    folder.mkdir(parents=True)
+    (folder / "eval.json").write_text("{}")
+    own.run_all(["window"], [2])
+    [(mode, workdir, flags)] = called
+    assert (mode, workdir) == ("eval", folder.parent) and list(own.rows()) == ["window/2/1024"]
+    assert {"--weights=shipped", "--config.seed=2", "--ways=ground_truth,autoregressive"} <= set(flags)
+    others = runner("--weights=mine.safetensors")
+    assert others.results != own.results and others.workdir(module.STUDY.arms[0], 2) != folder.parent
 
 
 def test_nothing_begins_after_an_arm_has_failed(tmp_path, monkeypatch):

@@ -126,6 +126,17 @@ def test_a_second_call_makes_no_video(config, bundle, evaluated, monkeypatch):
     assert _without_times(_run(config, bundle, place)) == _without_times(record)
 
 
+def test_another_sampler_or_length_makes_other_videos_and_no_error_anew(config, bundle, evaluated, monkeypatch):
+    place, record = evaluated
+    monkeypatch.setattr(denoising, "of_level", lambda *_, **__: pytest.fail("an error is measured again"))
+    other = config.copy_and_resolve_references()
+    other.sampler.guidance = (1.0, 1.0)
+    again = _run(other, bundle, place, ways=WAYS[:1], frames=FRAMES - 5)
+    assert again["denoising"] == record["denoising"] and again["protocol"] != record["protocol"]
+    monkeypatch.setattr(denoising, "of_level", lambda *_, **__: [0.25] * len(denoising.timesteps(config)))
+    assert _run(config, bundle, place, ways=WAYS[:1], card="others")["denoising"] != record["denoising"]
+
+
 def test_what_is_lost_of_one_way_is_made_again_to_the_same_numbers(config, bundle, evaluated, capsys):
     place, record = evaluated
     lost = sorted(place.glob("eval/scores/*/nuwa_xl_0001.*"))
@@ -145,7 +156,7 @@ def test_other_weights_are_another_evaluation_of_the_same_real_videos(config, bu
     before = len(list(place.glob("eval/scores/*")))
     capsys.readouterr()
     again = _run(config, bundle, place, card="other", ways=WAYS[:2])
-    assert len(list(place.glob("eval/scores/*"))) == before + 1
+    assert len(list(place.glob("eval/scores/*"))) == before + 2  # its videos, and its errors
     assert _told(capsys) == ["vae_ceiling, story 1", "vae_ceiling, story 2"]
     apart = _run(config, bundle, tmp_path, card="other", ways=WAYS[:2], real_scores=place / "eval" / "scores")
     assert _told(capsys) == ["vae_ceiling, story 1", "vae_ceiling, story 2"]
