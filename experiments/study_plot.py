@@ -19,10 +19,12 @@ def draw(study: Any, rows: Mapping[str, Mapping[str, Any]]) -> Image.Image:
     Args:
       study: `study.Study`. rows: of results.json.
     """
+    from matplotlib import colormaps
     from matplotlib.figure import Figure  # no global state, no display
 
     lengths = sorted({int(key.rsplit("/", 1)[1]) for key in rows})
     arms = [arm.name for arm in study.arms if any(key.startswith(f"{arm.name}/") for key in rows)]
+    colours = colormaps["tab10" if len(arms) <= 10 else "tab20"].colors
     columns, names = 3, study_table.shown(study, rows)
     count = len(names) + 1
     figure = Figure(figsize=(13, 3.2 * -(-count // columns)), dpi=80, layout="constrained")
@@ -35,20 +37,19 @@ def draw(study: Any, rows: Mapping[str, Mapping[str, Any]]) -> Image.Image:
                 continue
             means, halves = zip(*(study_table.interval(values(arm, frames, name)) for frames in there))
             x = np.arange(len(lengths))[[lengths.index(f) for f in there]] + 0.06 * (place - len(arms) / 2)
-            panel.errorbar(
-                x, means, halves, marker="o", capsize=3, linestyle="-" if len(lengths) > 1 else "", label=arm
-            )
+            style = dict(marker="o", capsize=3, linestyle="-" if len(lengths) > 1 else "")
+            panel.errorbar(x, means, halves, color=colours[place], label=arm, **style)
         panel.set_xticks(range(len(lengths)), [f"{n} frames" for n in lengths])
         panel.set_xlim(-0.5, len(lengths) - 0.5)
         panel.set_title(name)
         panel.grid(alpha=0.3)
     panel = panels[len(names)]
-    for arm in arms:
+    for place, arm in enumerate(arms):
         curves = values(arm, lengths[-1], "curve")
         told = [c[CURVE] for c in curves if CURVE in c]
         if told:
             known = np.array(told, float)  # None becomes NaN
-            panel.plot(curves[0]["frame"], np.nanmean(known, axis=0), marker=".", label=arm)
+            panel.plot(curves[0]["frame"], np.nanmean(known, axis=0), marker=".", color=colours[place], label=arm)
     panel.set(title=f"{CURVE} over the frames of {lengths[-1]}", xlabel="frame", ylim=(-0.02, 1.05))
     panel.grid(alpha=0.3)
     for panel in panels[count:]:

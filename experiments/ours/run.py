@@ -28,7 +28,10 @@ STUDY = study.Study(
     folder=pathlib.Path(__file__).parent,
     arms=ARMS,
     frames=(226,),
-    shown=("denoising_1", "denoising_2", "exact", "identity", "action", "border_ratio", "frechet_stills", "b_fvd_16"),
+    shown=(
+        *("denoising_0", "denoising_1", "denoising_2", "exact", "scene", "identity", "step"),
+        *("border_ratio", "frechet_stills", "b_fvd_16"),
+    ),
 )
 
 if __name__ == "__main__":
