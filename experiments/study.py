@@ -134,8 +134,15 @@ class Runner:
         # The study's own rows lie in its folder; what was asked otherwise is no row of theirs.
         own = not (arguments.dry_run or arguments.config or arguments.set)
         own = own and (arguments.stories, arguments.kept) == (study.stories, _KEPT)
-        self.weights = None if study.stages else arguments.weights
-        own = own and self.weights in (None, "shipped")
+        self.weights, self._told_by = "", ()  # the file of finished weights; its hash, for what is kept is of its bytes
+        if not study.stages:
+            from nuwaxl_jax import weights
+
+            own = own and arguments.weights == "shipped"
+            self.weights = str(weights.find(arguments.weights).resolve())
+            if not pathlib.Path(self.weights).is_file():
+                raise SystemExit(f"--weights: {self.weights} is not there; name a file that --mode=export has written")
+            self._told_by = (weights.digest(self.weights),)
         self.results = (study.folder if own else self._otherwise()) / "results.json"
         self._locks: dict[Any, threading.Lock] = collections.defaultdict(threading.Lock)
         self._cores: queue.Queue[tuple[int, ...]] = queue.Queue()  # of jobs that are not at work
@@ -147,9 +154,7 @@ class Runner:
     def _otherwise(self) -> pathlib.Path:
         """Where rows of another config, data set or number of stories lie."""
         asked = self.arguments
-        what = json.dumps(
-            [self.config, self.fields, asked.stories, asked.kept, asked.dry_run, *filter(None, [self.weights])]
-        )
+        what = json.dumps([self.config, self.fields, asked.stories, asked.kept, asked.dry_run, *self._told_by])
         return self.work / self.study.folder.name / hashlib.sha256(what.encode()).hexdigest()[:10]
 
     def _command(self, mode: str, workdir: pathlib.Path, *flags: str) -> None:
@@ -211,7 +216,7 @@ class Runner:
     def workdir(self, arm: Arm, seed: int) -> pathlib.Path:
         """Of an arm's training; studies share the runs of equal arms."""
         what = [sorted(arm.train), self.fields, self.study.stages, self.study.start, self.arguments.kept]
-        what = json.dumps([*what, *filter(None, [self.weights])])
+        what = json.dumps([*what, *self._told_by])
         return self.work / f"run-{hashlib.sha256(what.encode()).hexdigest()[:10]}-{seed}"
 
     def run(self, arm: Arm, seed: int) -> None:

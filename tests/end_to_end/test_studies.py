@@ -225,9 +225,17 @@ def test_finished_weights_are_told_with_a_seed_s_noise_and_trained_by_nothing(tm
     own.run_all(["window"], [2])
     [(mode, workdir, flags)] = called
     assert (mode, workdir) == ("eval", folder.parent) and list(own.rows()) == ["window/2/1024"]
-    assert {"--weights=shipped", "--config.seed=2", "--ways=ground_truth,autoregressive"} <= set(flags)
-    others = runner("--weights=mine.safetensors")
-    assert others.results != own.results and others.workdir(module.STUDY.arms[0], 2) != folder.parent
+    assert {f"--weights={own.weights}", "--config.seed=2", "--ways=ground_truth,autoregressive"} <= set(flags)
+    assert own.weights.endswith("assets/toons_small.safetensors")
+    with pytest.raises(SystemExit, match="--weights: .*mine.safetensors is not there;"):
+        runner(f"--weights={tmp_path}/mine.safetensors")
+    places = {own.results, ROOT / "experiments" / "shipped" / "results.json"}, {folder.parent}
+    for content in (b"first", b"trained anew"):  # what was told by a file of this name before is not told by this one
+        (tmp_path / "mine.safetensors").write_bytes(content)
+        others = runner(f"--weights={tmp_path}/mine.safetensors")
+        for known, place in zip(places, (others.results, others.workdir(module.STUDY.arms[0], 2))):
+            assert place not in known
+            known.add(place)
 
 
 def test_nothing_begins_after_an_arm_has_failed(tmp_path, monkeypatch):
