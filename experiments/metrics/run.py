@@ -195,7 +195,7 @@ def main() -> None:
     measures = measures_lib.Measures.load(inception=arguments.inception)
     which = measures_lib.choose(arguments.frames, 16, arguments.blocks, arguments.stills)
     videos = held_out.HeldOut(config, OTHERS_FROM + arguments.stories, arguments.frames)
-    data = videos.protocol()
+    data = videos.protocol(arguments.stories)
     protocol = {"data": data, "measures": measures.protocol(), "frames": arguments.frames, "blocks": which.blocks}
     ledger = ledger_lib.Ledger(arguments.work, protocol | {"stills": which.stills, "damages": list(DAMAGES)})
     for number in range(arguments.stories):
