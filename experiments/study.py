@@ -10,7 +10,7 @@ remove the folder and the rows).
 
     python experiments/STUDY/run.py [--only="ARM;ARM"] [--seeds=0,1,2] [--work=runs/studies] [--dry_run] [--table]
     python experiments/STUDY/run.py --jobs=2    # two arms at a time, each on its share of the cores; without seconds
-    python experiments/STUDY/run.py --config=configs/videos.py --set=data.path=VIDEOS --set=...    # another data set
+    python experiments/STUDY/run.py --config=configs/videos.py:long --set=data.path=VIDEOS --set=...  # another data set
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ import time
 from typing import Any
 
 from flax import traverse_util
-import numpy as np
 import study_table
+import study_telling
 
 from nuwaxl_jax import files
 
@@ -48,7 +48,11 @@ _KEPT = 800  # clips of a study's own rows
 _EXAMPLES += ("train.denoiser.clip_length", "train.denoiser.dtype")
 
 # What a dry run changes: everything at its smallest, in seconds; its figures mean nothing. Of finished weights: steps.
+# Segments stay as long as arms take them to be, and videos are at most so long: a little more than two segments.
+_DRY_FRAMES = 40
 _DRY = (
+    *("hierarchy.segment_length=16", "train.vae.clip_length=16", "train.denoiser.clip_length=16"),
+    "data.episode_frames=4096",
     *("vae.channel_mults=(1, 1)", "unet.channel_mults=(1,)", "unet.prompt_levels=(True,)"),
     *(f"train.{stage}.num_steps=2" for stage in ("image_vae", "vae", "image_denoiser", "denoiser")),
 )
@@ -129,6 +133,8 @@ class Runner:
         self.config = arguments.config or f"{ROOT}/configs/toons.py:{preset}"
         dry = (_DRY if study.stages else _DRY_OF_WEIGHTS) if arguments.dry_run else ()
         self.fields = (*dry, *arguments.set)
+        longest = _DRY_FRAMES if arguments.dry_run else sys.maxsize
+        self.lengths = sorted({min(int(n), longest) for n in arguments.frames.split(",")})
         name = pathlib.Path(self.config).name.replace(":", "-").removesuffix(".py")
         self.work = pathlib.Path(arguments.work).resolve() / name
         # The study's own rows lie in its folder; what was asked otherwise is no row of theirs.
@@ -221,8 +227,7 @@ class Runner:
 
     def run(self, arm: Arm, seed: int) -> None:
         """One arm with one seed: trains it and tells the stories at every length that is not in the results."""
-        lengths = [int(n) for n in self.arguments.frames.split(",")]
-        missing = [n for n in lengths if f"{arm.name}/{seed}/{n}" not in self.rows()]
+        missing = [n for n in self.lengths if f"{arm.name}/{seed}/{n}" not in self.rows()]
         if not missing:
             return
         owner = next(other for other in self.study.arms if other.name == (arm.like or arm.name))
@@ -284,44 +289,47 @@ class Runner:
             files.write_json(file, rows)
         return rows[key]
 
-    def _tell(self, arm: Arm, workdir: pathlib.Path, seed: int, frames: int) -> dict[str, float]:
+    def _tell(self, arm: Arm, workdir: pathlib.Path, seed: int, frames: int) -> dict[str, Any]:
         """The row of one arm and length: `--mode=eval` of its run."""
-        flags = [f"--frames={frames}", f"--stories={self.arguments.stories}", "--others=0", "--blocks=8", "--stills=8"]
-        flags += [f"--ways={','.join(self.study.ways(arm))}", f"--real_scores={self.work / 'real'}"]
-        flags.append("--config.hierarchy.chunk=5")  # one micro-batch a call: the same programs at every length
+        flags = [*self._flags(workdir, frames, self.study.ways(arm)), f"--config.seed={seed}"]
         flags += [f"--config.{field}" for field in arm.sample]
+        self._command("eval", workdir, *flags)
+        row = study_telling.row(arm.way, json.loads((workdir / "eval" / "eval.json").read_text()))
+        if self.arguments.jobs > 1:
+            row.pop("seconds", None)  # of a machine that did something else too
+        return row
+
+    def _flags(self, workdir: pathlib.Path, frames: int, ways: Sequence[str], others: int = 0) -> list[str]:
+        """Of `--mode=eval` with the weights in `workdir`, or those that are told with."""
+        flags = study_telling.flags(frames, self.arguments.stories, ways, self.work / "real", others)
         flags += ["--nomeasure"] if self.arguments.dry_run else []
         if not self.study.stages:
-            flags += [f"--weights={self.weights}", f"--config.seed={seed}", *(f"--config.{f}" for f in self.fields)]
+            flags += [f"--weights={self.weights}", *(f"--config.{f}" for f in self.fields)]
         elif "denoiser" not in self.study.stages:
             weights = workdir / "vae.safetensors"
             _call_export(workdir, "vae", weights)
             flags.append(f"--weights={weights}")
-        self._command("eval", workdir, *flags)
-        row = self._row(arm, json.loads((workdir / "eval" / "eval.json").read_text()))
-        if self.arguments.jobs > 1:
-            row.pop("seconds", None)  # of a machine that did something else too
-        return row
+        return flags
+
+    def floors(self, arm: Arm, seed: int) -> None:
+        """What the distances are of other real stories, a row a length; no network of `arm` takes part, its run is the
+        place where it is measured."""
+        owner = next(other for other in self.study.arms if other.name == (arm.like or arm.name))
+        workdir = self.workdir(owner, seed)
+        there = workdir.is_dir() and not self.arguments.dry_run
+        for frames in self.lengths if there else ():
+            key = f"{study_table.FLOOR}/0/{frames}"
+            if key in self.rows():
+                continue
+            self._command("eval", workdir, *self._flags(workdir, frames, ("ground_truth",), self.arguments.stories))
+            row = study_telling.floor(json.loads((workdir / "eval" / "eval.json").read_text()))
+            files.write_json(self.results, self.rows() | {key: row})
+            print(f"{study_table.FLOOR}, {frames} frames: {row}", flush=True)
 
     def rows(self) -> dict[str, dict[str, float]]:
         """'arm/seed/frames' -> figures, of what is finished."""
         self.results.parent.mkdir(parents=True, exist_ok=True)
         return json.loads(self.results.read_text()) if self.results.is_file() else {}
-
-    def _row(self, arm: Arm, record: Mapping[str, Any]) -> dict[str, float]:
-        told = record["stories"].get(arm.way, {})
-        out = dict(told.get("summary", {}).get("mean", {}))
-        vae = record["stories"].get("vae_ceiling", {})
-        out |= {name: vae[name] for name in ("psnr", "ssim", "lpips") if name in vae}
-        measured = record["metrics"].get(arm.way) or record["metrics"].get("vae_ceiling") or {}
-        out |= {name: metric["value"] for name, metric in measured.items()}
-        for level, errors in record["denoising"]["levels"].items():
-            out[f"denoising_{level}"] = round(float(np.mean(errors)), 5)
-        if "cost" in told:
-            out |= {"seconds": told["cost"]["seconds"], "calls": told["cost"]["serial_denoiser_calls"]}
-        curve = told.get("summary", {}).get("curve", {})
-        out["curve"] = {name: curve[name] for name in ("frame", "exact", "scene", "position") if name in curve}
-        return {name: value for name, value in out.items() if value is not None}
 
 
 def _call_export(source: str | pathlib.Path, what: str, file: pathlib.Path, vae: str | pathlib.Path = "") -> None:
@@ -341,7 +349,9 @@ def main(study: Study, description: str) -> None:
             raise SystemExit(
                 f"--only: {sorted(unknown)[0]} is no arm; choose of {'; '.join(a.name for a in study.arms)}"
             )
-        runner.run_all(wanted, [int(n) for n in arguments.seeds.split(",")])
+        seeds = [int(n) for n in arguments.seeds.split(",")]
+        runner.run_all(wanted, seeds)
+        runner.floors(next(arm for arm in study.arms if arm.name in wanted), seeds[0])
     rows = runner.rows()
     print(study_table.table(study, rows))
     if rows and not arguments.table:

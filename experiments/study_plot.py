@@ -39,6 +39,11 @@ def draw(study: Any, rows: Mapping[str, Mapping[str, Any]]) -> Image.Image:
             x = np.arange(len(lengths))[[lengths.index(f) for f in there]] + 0.06 * (place - len(arms) / 2)
             style = dict(marker="o", capsize=3, linestyle="-" if len(lengths) > 1 else "")
             panel.errorbar(x, means, halves, color=colours[place], label=arm, **style)
+        at = [n for n in lengths if values(study_table.FLOOR, n, name)]
+        if at:
+            floor = [values(study_table.FLOOR, n, name)[0] for n in at]
+            style = dict(color="black", marker="_", linestyle=":" if len(at) > 1 else "", label=study_table.FLOOR)
+            panel.plot([lengths.index(n) for n in at], floor, **style)
         panel.set_xticks(range(len(lengths)), [f"{n} frames" for n in lengths])
         panel.set_xlim(-0.5, len(lengths) - 0.5)
         panel.set_title(name)

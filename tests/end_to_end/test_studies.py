@@ -16,6 +16,7 @@ import safetensors
 from nuwaxl_jax import config as config_lib
 from nuwaxl_jax import networks
 from nuwaxl_jax.evaluation import stories
+from nuwaxl_jax.hierarchy import strategies
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STUDIES = ("table1", "table2a", "table2b", "table2c", "table2d", "ours", "shipped")
@@ -84,6 +85,33 @@ def test_arms_train_on_as_many_frames(toons_presets):
             counts[arm.name] = stage.num_steps * stage.batch_size * stage.clip_length * networks_of
         first = next(iter(counts.values()))
         assert all(abs(count / first - 1) < 0.01 for count in counts.values()), (name, counts)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("asked", ["study", "dry run", "other videos"])
+def test_every_arm_can_be_told_at_every_length(name, asked, monkeypatch, toons_presets, tmp_path):
+    module = _load(ROOT / "experiments" / name / "run.py")
+    more = {"dry run": ["--dry_run"], "other videos": ["--config=configs/videos.py:long"]}.get(asked, [])
+    if not module.STUDY.stages and asked == "other videos":
+        return  # finished weights carry their own
+    monkeypatch.setattr("sys.argv", ["run.py", f"--work={tmp_path}", *more])
+    runner = module.study.Runner(module.STUDY, module.study.arguments_of(module.STUDY, ""))
+    assert runner.lengths and max(runner.lengths) <= (40 if asked == "dry run" else 3376)
+    for arm in module.STUDY.arms:
+        owner = next(other for other in module.STUDY.arms if other.name == (arm.like or arm.name))
+        file, preset = runner.config.rsplit(":", 1)
+        preset = preset if module.STUDY.stages else module.STUDY.preset  # finished weights come with theirs
+        presets = toons_presets if pathlib.Path(file).name == "toons.py" else _load(ROOT / file)
+        config = presets.get_config(preset)
+        fields = (*runner.fields, *owner.train, *arm.sample, "data.path='videos'")
+        fields += (f"train.stages={module.STUDY.stages or ('denoiser',)!r}",)
+        config.update_from_flattened_dict({key: _value(value) for key, value in (f.split("=", 1) for f in fields)})
+        config_lib.validate_training(config)
+        strategy = stories.GENERATORS.get(arm.way, {}).get("hierarchy.strategy", "diffusion_over_diffusion")
+        tree = config.hierarchy
+        for frames in runner.lengths if arm.way in stories.GENERATORS else ():
+            levels = strategies.plans(strategy, frames, tree.segment_length, tree.depth, tree.overlap)
+            assert {int(i) for level in levels for i in level.frame_index.flat} >= set(range(frames))
 
 
 @pytest.mark.parametrize("study", ["ours", "shipped"])
@@ -168,6 +196,41 @@ def test_fewer_than_three_seeds_make_nothing_bold_and_no_interval(seeds):
     assert lines[3].startswith(f"| up | 226 | {seeds} |") and "| 0.9 |" in lines[3] and "±" not in lines[2]
 
 
+def test_rows_of_one_seed_and_two_trainings_are_told_of():
+    module = _load(ROOT / "experiments" / "table1" / "run.py")
+    row = lambda error: {"exact": 0.5, "denoising_0": error, "denoising_1": 0.2}
+    rows = {f"{arm}/{seed}/{n}": row(0.1) for arm in ("tree", "hierarchy-2") for seed in range(3) for n in (16, 256)}
+    rows |= {f"tree, full noise/{seed}/16": row(0.1) for seed in range(2)}
+    assert module.study.study_table.mixed(module.STUDY, rows) == []
+    rows["hierarchy-2/1/256"] = row(0.11)
+    rows["tree, full noise/0/16"] = row(0.11)
+    said = module.study.study_table.table(module.STUDY, rows).splitlines()[-1]
+    assert said.endswith("hierarchy-2 (seeds 1); tree, full noise and tree (seeds 0).")
+
+
+def test_other_real_stories_stand_below_the_arms_and_are_measured_once(tmp_path, monkeypatch):
+    module = _load(ROOT / "experiments" / "table1" / "run.py")
+    monkeypatch.setattr("sys.argv", ["run.py", f"--work={tmp_path}", "--frames=16,256"])
+    runner = module.study.Runner(module.STUDY, module.study.arguments_of(module.STUDY, ""))
+    runner.results, called = tmp_path / "results.json", []
+    runner.floors(module.STUDY.arms[0], 0)  # its run is not there
+    assert not runner.rows()
+    (runner.workdir(module.STUDY.arms[0], 0) / "eval").mkdir(parents=True)
+    monkeypatch.setattr(runner, "_command", lambda mode, workdir, *flags: called.append((workdir, flags)))
+    record = {"others": {"b_fvd_16": {"value": 1200.0}}, "code": {"version": "1"}}
+    (runner.workdir(module.STUDY.arms[0], 0) / "eval" / "eval.json").write_text(json.dumps(record))
+    for _ in range(2):
+        runner.floors(module.STUDY.arms[5], 0)  # an arm of the same run
+    assert [flags[:4] for _, flags in called] == [
+        (f"--frames={n}", "--stories=4", "--others=4", "--ways=ground_truth") for n in (16, 256)
+    ]
+    rows = runner.rows() | {"tree/0/16": {"b_fvd_16": 900.0}}
+    lines = module.study.study_table.table(module.STUDY, rows).splitlines()
+    assert lines[2:5] == ["| tree | 16 | 1 | 900 |", "| other real stories | 16 | - | 1200 |"] + [
+        "| other real stories | 256 | - | 1200 |"
+    ]
+
+
 def test_what_is_counted_is_never_bold():
     module = _load(ROOT / "experiments" / "table1" / "run.py")
     rows = {f"{arm}/{seed}/16": {"calls": n} for arm, n in (("tree", 8), ("hierarchy-2", 16)) for seed in range(3)}
@@ -213,7 +276,7 @@ def test_finished_weights_are_told_with_a_seed_s_noise_and_trained_by_nothing(tm
         monkeypatch.setattr("sys.argv", ["run.py", f"--work={tmp_path}", *more])
         made = module.study.Runner(module.STUDY, module.study.arguments_of(module.STUDY, ""))
         monkeypatch.setattr(made, "_command", lambda mode, workdir, *flags: called.append((mode, workdir, flags)))
-        monkeypatch.setattr(made, "_row", lambda *_: {"exact": 1.0})
+        monkeypatch.setattr(module.study.study_telling, "row", lambda *_: {"exact": 1.0})
         return made
 
     called, own = [], runner()
