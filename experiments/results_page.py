@@ -84,10 +84,10 @@ def metrics_section() -> list[str]:
     record = json.loads(file.read_text())
     wrong = [f"{d}: {k}" for d, moved in module.verdicts(record["rows"]).items() for k, ok in moved.items() if not ok]
     protocol = record["protocol"]
-    told = (
-        f"{protocol['stories']} rendered stories of {protocol['frames']} frames, damaged, against themselves. Bold: had"
-    )
-    told += " to get worse, and did. Moved the wrong way: " + ("; ".join(wrong) if wrong else "none") + "."
+    judged = sum(map(len, module.verdicts(record["rows"]).values()))
+    told = f"""{protocol["stories"]} rendered stories of {protocol["frames"]} frames, damaged; `{module.TO_OTHERS[1:]}`: as far from as many
+other real stories, else from themselves. Bold: had to get worse, than undamaged or than the milder damage of its kind,
+and did. Of {judged} such figures moved the wrong way: {"; ".join(wrong) if wrong else "none"}."""
     return [
         *lines,
         told,
