@@ -27,12 +27,12 @@ numbers.
 
 **What can be compared with the paper, and what cannot.** The paper's numbers are of FlintstonesHD, which was never
 released, with networks, training and evaluation sizes that it does not state. Ours are of toons, a procedural cartoon,
-at 64x64 pixels, with small networks trained on CPU cores, for minutes each (those of the last study for hours). No number of ours stands beside one of theirs as
-the same quantity. What can be compared is the *order* of arms and the *direction* in which figures move. Figures are
-means over seeds, with 95 % intervals by Student's t from three on; B-FVD uses the true I3D and a few stories
-only, so its level is biased (see the distances of other real stories) and only arms of one table and length compare.
-Avg-FID needs FID's weights, which were not at hand: `frechet_stills` is the same distance of I3D's features of single
-frames. {study_telling.PROTOCOL}
+at 64x64 pixels, with small networks trained on CPU cores, for minutes each (that of the last study for hours). No number
+of ours stands beside one of theirs as the same quantity. What can be compared is the *order* of arms and the
+*direction* in which figures move. Figures are means over seeds, with 95 % intervals by Student's t from three on; B-FVD
+uses the true I3D and a few stories only, so its level is biased (see the distances of other real stories) and only arms
+of one table and length compare. Avg-FID needs FID's weights, which were not at hand: `frechet_stills` is the same
+distance of I3D's features of single frames. {study_telling.PROTOCOL}
 """
 
 
@@ -85,9 +85,10 @@ def metrics_section() -> list[str]:
     wrong = [f"{d}: {k}" for d, moved in module.verdicts(record["rows"]).items() for k, ok in moved.items() if not ok]
     protocol = record["protocol"]
     judged = sum(map(len, module.verdicts(record["rows"]).values()))
-    told = f"""{protocol["stories"]} rendered stories of {protocol["frames"]} frames, damaged; `{module.TO_OTHERS[1:]}`: as far from as many
-other real stories, else from themselves. Bold: had to get worse, than undamaged or than the milder damage of its kind,
-and did. Of {judged} such figures moved the wrong way: {"; ".join(wrong) if wrong else "none"}."""
+    told = f"""{protocol["stories"]} rendered stories of {protocol["frames"]} frames, damaged. Distances from themselves
+undamaged and, `{module.TO_OTHERS[1:]}`, from as many other real stories. Bold: had to get worse, than undamaged or than
+the milder damage of its kind, and did. Of {judged} such figures moved the wrong way:
+{"; ".join(wrong) if wrong else "none"}."""
     return [
         *lines,
         told,

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import collections
 from collections.abc import Callable
-from collections.abc import Mapping
 from collections.abc import Sequence
 from concurrent import futures
 import dataclasses

@@ -1,4 +1,4 @@
-"""Do the metrics see what is wrong with a video? Rendered toons stories, damaged in known ways, against themselves and others.
+"""Do the metrics see what is wrong with a video? Toons stories, damaged in known ways, against themselves and others.
 
     pip install '.[metrics]'
     python experiments/metrics/run.py [--stories=10] [--frames=226] [--table]

@@ -13,8 +13,8 @@
                   and of the story score.
 
 A record holds `value`, `interval` (intervals.METHOD), `protocol` (what two results must have in common to be compared),
-`subject` (what was measured: it may differ), `notes`, where the number is not what it seems, and `floor`, what the same
-distance is of other real videos, where that is known.
+`subject` (what was measured: it may differ), `notes`, where the number is not what it seems, and `floor`, what the
+same distance is of other real videos, where that is known.
 """
 
 from __future__ import annotations

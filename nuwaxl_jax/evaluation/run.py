@@ -212,9 +212,7 @@ def run(
     return record
 
 
-def _metrics(
-    job: stories.Job, ways: Sequence[str], protocol: dict[str, Any], others: dict[str, Any]
-) -> dict[str, Any]:
+def _metrics(job: stories.Job, ways: Sequence[str], protocol: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
     """way -> metric -> record, all against the told stories' own videos."""
     data, out = job.videos.protocol(job.stories), {}
     arrays = lambda way: [job.ledger_of(way).arrays(way, i) for i in range(job.stories)]

@@ -104,9 +104,7 @@ def steps_and_temperature(
     return steps, temperature
 
 
-def denoiser_calls(
-    config: ml_collections.ConfigDict, level: int, plans: Sequence[plan_lib.LevelPlan] = ()
-) -> int:
+def denoiser_calls(config: ml_collections.ConfigDict, level: int, plans: Sequence[plan_lib.LevelPlan] = ()) -> int:
     """Evaluations of the denoiser, one after the other, that a segment of a level takes; guidance doubles them."""
     steps, _ = steps_and_temperature(config, plans)
     return steps[level] * (1 if config.sampler.guidance[level] in (0.0, 1.0) else 2)
@@ -118,7 +116,8 @@ def serial_depth(config: ml_collections.ConfigDict, plans: Sequence[plan_lib.Lev
     Segments of a level run at once (the paper's claim of speed, section 3.3), windows that need the one before do not.
     """
     calls = (
-        denoiser_calls(config, plan.network_level, plans) * (plan.num_segments if plan.sequential else 1) for plan in plans
+        denoiser_calls(config, plan.network_level, plans) * (plan.num_segments if plan.sequential else 1)
+        for plan in plans
     )
     return sum(calls)
 

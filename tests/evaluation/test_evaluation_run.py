@@ -105,7 +105,9 @@ def test_the_record_holds_every_way_by_every_metric(config, evaluated):
                 assert metric["floor"] == floor
         summary = record["stories"][way]["summary"]["mean"]
         assert record["metrics"][way]["story_scene"]["value"] == pytest.approx(summary["scene"], abs=1e-6)
-    assert record["metrics"]["vae_ceiling"]["psnr"]["value"] == pytest.approx(record["stories"]["vae_ceiling"]["psnr"], abs=1e-4)
+    assert record["metrics"]["vae_ceiling"]["psnr"]["value"] == pytest.approx(
+        record["stories"]["vae_ceiling"]["psnr"], abs=1e-4
+    )
     assert set(record["others"]) == names and set(record["code"]) >= {"version"}
     assert record["others"]["avg_fid"]["protocol"]["captions"] == "others"
     assert record["protocol"]["frames"] == FRAMES and record["protocol"]["others"] == 2
