@@ -26,13 +26,15 @@ Made by `python experiments/results_page.py` from the data in these folders. The
 numbers.
 
 **What can be compared with the paper, and what cannot.** The paper's numbers are of FlintstonesHD, which was never
-released, with networks, training and evaluation sizes that it does not state. Ours are of toons, a procedural cartoon,
-at 64x64 pixels, with small networks trained on CPU cores, for minutes each (that of the last study for hours). No number
-of ours stands beside one of theirs as the same quantity. What can be compared is the *order* of arms and the
-*direction* in which figures move. Figures are means over seeds, with 95 % intervals by Student's t from three on; B-FVD
-uses the true I3D and a few stories only, so its level is biased (see the distances of other real stories) and only arms
-of one table and length compare. Avg-FID needs FID's weights, which were not at hand: `frechet_stills` is the same
-distance of I3D's features of single frames. {study_telling.PROTOCOL}
+released, with networks, training and evaluation sizes that it does not state. Ours are of toons, a procedural
+cartoon, at 64x64 pixels, with small networks trained on CPU cores, for minutes each (that of the last study for
+hours). No number of ours stands beside one of theirs as the same quantity. What can be compared is the *order* of
+arms and the *direction* in which figures move. Figures are means over seeds, with 95 % intervals by Student's t from
+three on; B-FVD uses the true I3D and a few stories only, so its level is biased (see the distances of other real
+stories) and only arms of one table and length compare. Avg-FID needs FID's weights, which were not at hand:
+`frechet_stills` is the same distance of I3D's features of single frames.
+
+**How arms are read.** {study_telling.PROTOCOL}
 """
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 BLOCKS = STILLS = 8  # of a video, spread evenly over it
 PROTOCOL = (
-    f"Read of each video are {BLOCKS} blocks of 16 frames, 16 frames over all of it and {STILLS} single frames, spread\n"
-    "evenly, both ends with them; arms tell with their moving averages."
+    f"Read of each video are {BLOCKS} blocks of 16 frames, 16 frames over all of it and {STILLS} single frames,\n"
+    "spread evenly, both ends with them; arms tell with their moving averages."
 )
 
 

@@ -9,8 +9,8 @@
   avg_fid         Avg-FID: FID of the single frames of all videos. With FID's Inception; `frechet_stills` is the same
                   with another network, and no FID.
   clip_similarity mean cosine of frames and their own captions by CLIP.
-  psnr, ssim, lpips, story_*: means over videos of what is found of each by itself: of a reconstruction and its original,
-                  and of the story score.
+  psnr, ssim, lpips, story_*: means over videos of what is found of each by itself: of a reconstruction and its
+                  original, and of the story score.
 
 A record holds `value`, `interval` (intervals.METHOD), `protocol` (what two results must have in common to be compared),
 `subject` (what was measured: it may differ), `notes`, where the number is not what it seems, and `floor`, what the
