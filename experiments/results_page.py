@@ -116,6 +116,9 @@ def study_section(name: str, paper: dict) -> list[str]:
     lines += _seconds(module, HERE / name) + _finding(HERE / name)
     if (HERE / name / "plot.png").is_file():
         lines += [f"![{name}]({name}/plot.png)", ""]
+    if (HERE / name / "stories.png").is_file():
+        lines += ["The first story, 16 frames of the longest video, by every arm of the first seed:", ""]
+        lines += [f"![{name}, a story]({name}/stories.png)", ""]
     return lines + _paper(name, paper)
 
 

@@ -26,14 +26,13 @@ import json
 import os
 import pathlib
 import queue
-import re
 import subprocess
 import sys
 import threading
 import time
 from typing import Any
 
-from flax import traverse_util
+import study_export
 import study_table
 import study_telling
 
@@ -194,7 +193,7 @@ class Runner:
         base = self.work / f"{self.study.start}-{seed}"
         if self.arguments.dry_run:
             self._train(base, seed, ("image_vae",), ())
-            _call_export(base, "vae", file)
+            study_export.call(base, "vae", file)
             return file
         vae = self.work / "vae.safetensors"
         if self.study.start == "image_vae":
@@ -206,7 +205,7 @@ class Runner:
             if self.study.start == "vae":
                 return vae
             self._train(base, seed, ("image_denoiser",), (f"train.init_from={vae}",))
-        _call_export(base, self.study.start, file, vae)
+        study_export.call(base, self.study.start, file, vae)
         return file
 
     def _vae(self, vae: pathlib.Path) -> None:
@@ -216,7 +215,7 @@ class Runner:
         if self.config != f"{ROOT}/configs/toons.py:{self.study.preset}":
             self._train(self.work / "vae", 0, ("image_vae", "vae"), ())
             whole = str(self.work / "vae")
-        _call_export(whole, "vae", vae)
+        study_export.call(whole, "vae", vae)
 
     def workdir(self, arm: Arm, seed: int) -> pathlib.Path:
         """Of an arm's training; studies share the runs of equal arms."""
@@ -281,8 +280,7 @@ class Runner:
         """The row of one arm and length, from the run's rows.json where an equal arm of any study has been told."""
         file = workdir / "rows.json"
         rows = json.loads(file.read_text()) if file.is_file() else {}
-        asked = [sorted(arm.sample), self.study.ways(arm), frames, self.arguments.stories, self.arguments.jobs > 1]
-        key = json.dumps(asked)
+        key = json.dumps([*self._asked(arm, frames), self.arguments.jobs > 1])
         if key not in rows:
             rows[key] = self._tell(arm, workdir, seed, frames)
             files.write_json(file, rows)
@@ -293,10 +291,31 @@ class Runner:
         flags = [*self._flags(workdir, frames, self.study.ways(arm)), f"--config.seed={seed}"]
         flags += [f"--config.{field}" for field in arm.sample]
         self._command("eval", workdir, *flags)
+        picture = self._picture(arm, workdir, frames)
+        picture.parent.mkdir(exist_ok=True)
+        files.write_bytes(picture, (workdir / "eval" / "story0.png").read_bytes())
         row = study_telling.row(arm.way, json.loads((workdir / "eval" / "eval.json").read_text()))
         if self.arguments.jobs > 1:
             row.pop("seconds", None)  # of a machine that did something else too
         return row
+
+    def _asked(self, arm: Arm, frames: int) -> list[Any]:
+        """What is told of a run."""
+        return [sorted(arm.sample), self.study.ways(arm), frames, self.arguments.stories]
+
+    def _picture(self, arm: Arm, workdir: pathlib.Path, frames: int) -> pathlib.Path:
+        """16 frames of the first story: its own above, the told ones below."""
+        name = hashlib.sha256(json.dumps(self._asked(arm, frames)).encode()).hexdigest()[:16]
+        return workdir / "pictures" / f"{name}.png"
+
+    def pictures(self, seed: int) -> dict[str, pathlib.Path]:
+        """Arm -> `_picture` of the longest videos, of those that are there."""
+        out = {}
+        for arm in self.study.arms:
+            owner = next(other for other in self.study.arms if other.name == (arm.like or arm.name))
+            file = self._picture(arm, self.workdir(owner, seed), self.lengths[-1])
+            out |= {arm.name: file} if file.is_file() else {}
+        return out
 
     def _flags(self, workdir: pathlib.Path, frames: int, ways: Sequence[str], others: int = 0) -> list[str]:
         """Of `--mode=eval` with the weights in `workdir`, or those that are told with."""
@@ -306,7 +325,7 @@ class Runner:
             flags += [f"--weights={self.weights}", *(f"--config.{f}" for f in self.fields)]
         elif "denoiser" not in self.study.stages:
             weights = workdir / "vae.safetensors"
-            _call_export(workdir, "vae", weights)
+            study_export.call(workdir, "vae", weights)
             flags.append(f"--weights={weights}")
         return flags
 
@@ -331,12 +350,6 @@ class Runner:
         return json.loads(self.results.read_text()) if self.results.is_file() else {}
 
 
-def _call_export(source: str | pathlib.Path, what: str, file: pathlib.Path, vae: str | pathlib.Path = "") -> None:
-    """`_export` in a process of its own: it holds no memory while arms train."""
-    script = [sys.executable, str(pathlib.Path(__file__).resolve()), str(source), what, str(file), str(vae)]
-    subprocess.run(script, cwd=ROOT, check=True)
-
-
 def main(study: Study, description: str) -> None:
     """The command of a study."""
     arguments = arguments_of(study, description)
@@ -357,35 +370,6 @@ def main(study: Study, description: str) -> None:
         import study_plot
 
         study_plot.draw(study, rows).save(runner.results.with_name("plot.png"))
-
-
-def _export(source: str, what: str, file: str, beside: str) -> None:
-    """Writes a VAE by itself, or (`what` is 'image') the denoiser's image network of a run beside the VAE `beside`."""
-    from nuwaxl_jax import weights
-    from nuwaxl_jax.training import checkpoint
-    from nuwaxl_jax.training import export
-    from nuwaxl_jax.training import lineage
-    from nuwaxl_jax.training import vae_task
-
-    card = {"made": "experiments/study.py", "of": what}
-    if what == "image":
-        bundle, _, _ = weights.load(beside)
-        config = export.read_config(source)
-        image = checkpoint.restore_ema(source, "image_denoiser")
-        image["unet"].pop("level_embedding", None)  # images leave it at 0, and arms differ in their number of levels
-        bundle["denoisers"] = (image,)
-    elif source == "shipped":
-        bundle, config, _ = weights.load(weights.find("shipped"))
-        bundle["denoisers"] = ()
-    else:
-        config = export.read_config(source)
-        vae = traverse_util.flatten_dict(lineage.vae_of(config, source), sep="/")
-        if "vae" not in config.train.stages:  # images leave temporal layers as they were; arms differ in how they start
-            vae = {path: leaf for path, leaf in vae.items() if not re.search(vae_task.VAETask.new_layers, path)}
-        vae = traverse_util.unflatten_dict(vae, sep="/")
-        bundle = {"vae": vae, **lineage.latent_stats(config, source), "denoisers": ()}
-    weights.save(file, bundle, config, card, dtype="float32")
-
-
-if __name__ == "__main__":
-    _export(*sys.argv[1:])
+        told = runner.pictures(seeds[0])
+        if told:
+            study_plot.stories(told).save(runner.results.with_name("stories.png"))

@@ -10,6 +10,8 @@ import sys
 
 from flax import traverse_util
 import jax
+import numpy as np
+from PIL import Image
 import pytest
 import safetensors
 
@@ -61,7 +63,7 @@ def test_every_arm_has_place_for_what_it_starts_from(toons_presets):
 
     start = {
         path: shape for path, shape in shapes().items() if "level_embedding" not in path
-    }  # as study._export has it
+    }  # as study_export.write has it
     studies = [_load(ROOT / "experiments" / name / "run.py").STUDY for name in STUDIES]
     kinds = ("unet.channel", "mtd.", "hierarchy.depth", "hierarchy.segment_length", "text.", "vae.latent")
     arms = {tuple(f for f in arm.train if f.startswith(kinds)) for s in studies if s.start == "image" for arm in s.arms}
@@ -231,6 +233,20 @@ def test_other_real_stories_stand_below_the_arms_and_are_measured_once(tmp_path,
     ]
 
 
+def test_a_story_is_shown_as_every_arm_tells_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    study_plot = _load(ROOT / "experiments" / "study_plot.py")
+
+    for name, grey in (("tree", 50), ("window", 90)):
+        rows = np.concatenate([np.full((8, 64, 3), level, np.uint8) for level in (200, grey)])  # the real one above
+        Image.fromarray(rows).save(tmp_path / f"{name}.png")
+    sheet = np.asarray(study_plot.stories({n: tmp_path / f"{n}.png" for n in ("tree", "window")}))
+    assert sheet.shape[0] == 24 and sheet[:, -64:].reshape(3, -1).tolist() == [
+        [level] * 8 * 64 * 3 for level in (200, 50, 90)
+    ]
+    assert (sheet[:, :-64] == 0).any()  # names
+
+
 def test_what_is_counted_is_never_bold():
     module = _load(ROOT / "experiments" / "table1" / "run.py")
     rows = {f"{arm}/{seed}/16": {"calls": n} for arm, n in (("tree", 8), ("hierarchy-2", 16)) for seed in range(3)}
@@ -285,10 +301,12 @@ def test_finished_weights_are_told_with_a_seed_s_noise_and_trained_by_nothing(tm
     folder = own.workdir(module.STUDY.arms[0], 2) / "eval"
     folder.mkdir(parents=True)
     (folder / "eval.json").write_text("{}")
+    (folder / "story0.png").write_bytes(b"picture")
     own.run_all(["window"], [2])
     [(mode, workdir, flags)] = called
     assert (mode, workdir) == ("eval", folder.parent) and list(own.rows()) == ["window/2/1024"]
     assert {f"--weights={own.weights}", "--config.seed=2", "--ways=ground_truth,autoregressive"} <= set(flags)
+    assert own.pictures(2)["window"].read_bytes() == b"picture" and list(own.pictures(2)) == ["window"]
     assert own.weights.endswith("assets/toons_small.safetensors")
     with pytest.raises(SystemExit, match="--weights: .*mine.safetensors is not there;"):
         runner(f"--weights={tmp_path}/mine.safetensors")
