@@ -241,10 +241,9 @@ def test_a_story_is_shown_as_every_arm_tells_it(tmp_path, monkeypatch):
         rows = np.concatenate([np.full((8, 64, 3), level, np.uint8) for level in (200, grey)])  # the real one above
         Image.fromarray(rows).save(tmp_path / f"{name}.png")
     sheet = np.asarray(study_plot.stories({n: tmp_path / f"{n}.png" for n in ("tree", "window")}))
-    assert sheet.shape[0] == 24 and sheet[:, -64:].reshape(3, -1).tolist() == [
-        [level] * 8 * 64 * 3 for level in (200, 50, 90)
-    ]
-    assert (sheet[:, :-64] == 0).any()  # names
+    assert sheet.shape[0] == 24
+    assert [np.unique(row).tolist() for row in np.split(sheet[:, -64:], 3)] == [[200], [50], [90]]
+    assert (sheet[:, :-64] < 128).any()  # names
 
 
 def test_what_is_counted_is_never_bold():
