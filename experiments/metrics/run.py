@@ -184,7 +184,7 @@ def table(rows: dict[str, dict]) -> str:
         row, cells = rows[label], []
         for kind in kinds:
             value = row.get(kind)
-            cell = "-" if value is None else f"{value:.4g}"
+            cell = "-" if value is None else f"{value + 0:.4g}"  # no -0
             right = moved.get(label, {}).get(kind)
             cells.append(cell if right is None else f"**{cell}**" if right else f"~~{cell}~~")
         lines.append(f"| {label.replace('_', ' ')} | " + " | ".join(cells) + " |")
