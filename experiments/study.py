@@ -10,7 +10,7 @@ remove the folder and the rows).
 
     python experiments/STUDY/run.py [--only="ARM;ARM"] [--seeds=0,1,2] [--work=runs/studies] [--dry_run] [--table]
     python experiments/STUDY/run.py --jobs=2    # two arms at a time, each on its share of the cores; without seconds
-    python experiments/STUDY/run.py --config=configs/videos.py --set=data.path=VIDEOS --set=...    # another data set
+    python experiments/STUDY/run.py --config=configs/videos.py:long --set=data.path=VIDEOS --set=...  # another data set
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import collections
 from collections.abc import Callable
-from collections.abc import Mapping
 from collections.abc import Sequence
 from concurrent import futures
 import dataclasses
@@ -27,16 +26,15 @@ import json
 import os
 import pathlib
 import queue
-import re
 import subprocess
 import sys
 import threading
 import time
 from typing import Any
 
-from flax import traverse_util
-import numpy as np
+import study_export
 import study_table
+import study_telling
 
 from nuwaxl_jax import files
 
@@ -48,7 +46,11 @@ _KEPT = 800  # clips of a study's own rows
 _EXAMPLES += ("train.denoiser.clip_length", "train.denoiser.dtype")
 
 # What a dry run changes: everything at its smallest, in seconds; its figures mean nothing. Of finished weights: steps.
+# Segments stay as long as arms take them to be, and videos are at most so long: a little more than two segments.
+_DRY_FRAMES = 40
 _DRY = (
+    *("hierarchy.segment_length=16", "train.vae.clip_length=16", "train.denoiser.clip_length=16"),
+    "data.episode_frames=4096",
     *("vae.channel_mults=(1, 1)", "unet.channel_mults=(1,)", "unet.prompt_levels=(True,)"),
     *(f"train.{stage}.num_steps=2" for stage in ("image_vae", "vae", "image_denoiser", "denoiser")),
 )
@@ -129,6 +131,8 @@ class Runner:
         self.config = arguments.config or f"{ROOT}/configs/toons.py:{preset}"
         dry = (_DRY if study.stages else _DRY_OF_WEIGHTS) if arguments.dry_run else ()
         self.fields = (*dry, *arguments.set)
+        longest = _DRY_FRAMES if arguments.dry_run else sys.maxsize
+        self.lengths = sorted({min(int(n), longest) for n in arguments.frames.split(",")})
         name = pathlib.Path(self.config).name.replace(":", "-").removesuffix(".py")
         self.work = pathlib.Path(arguments.work).resolve() / name
         # The study's own rows lie in its folder; what was asked otherwise is no row of theirs.
@@ -189,7 +193,7 @@ class Runner:
         base = self.work / f"{self.study.start}-{seed}"
         if self.arguments.dry_run:
             self._train(base, seed, ("image_vae",), ())
-            _call_export(base, "vae", file)
+            study_export.call(base, "vae", file)
             return file
         vae = self.work / "vae.safetensors"
         if self.study.start == "image_vae":
@@ -201,7 +205,7 @@ class Runner:
             if self.study.start == "vae":
                 return vae
             self._train(base, seed, ("image_denoiser",), (f"train.init_from={vae}",))
-        _call_export(base, self.study.start, file, vae)
+        study_export.call(base, self.study.start, file, vae)
         return file
 
     def _vae(self, vae: pathlib.Path) -> None:
@@ -211,7 +215,7 @@ class Runner:
         if self.config != f"{ROOT}/configs/toons.py:{self.study.preset}":
             self._train(self.work / "vae", 0, ("image_vae", "vae"), ())
             whole = str(self.work / "vae")
-        _call_export(whole, "vae", vae)
+        study_export.call(whole, "vae", vae)
 
     def workdir(self, arm: Arm, seed: int) -> pathlib.Path:
         """Of an arm's training; studies share the runs of equal arms."""
@@ -221,8 +225,7 @@ class Runner:
 
     def run(self, arm: Arm, seed: int) -> None:
         """One arm with one seed: trains it and tells the stories at every length that is not in the results."""
-        lengths = [int(n) for n in self.arguments.frames.split(",")]
-        missing = [n for n in lengths if f"{arm.name}/{seed}/{n}" not in self.rows()]
+        missing = [n for n in self.lengths if f"{arm.name}/{seed}/{n}" not in self.rows()]
         if not missing:
             return
         owner = next(other for other in self.study.arms if other.name == (arm.like or arm.name))
@@ -277,57 +280,74 @@ class Runner:
         """The row of one arm and length, from the run's rows.json where an equal arm of any study has been told."""
         file = workdir / "rows.json"
         rows = json.loads(file.read_text()) if file.is_file() else {}
-        asked = [sorted(arm.sample), self.study.ways(arm), frames, self.arguments.stories, self.arguments.jobs > 1]
-        key = json.dumps(asked)
+        key = json.dumps([*self._asked(arm, frames), self.arguments.jobs > 1])
         if key not in rows:
             rows[key] = self._tell(arm, workdir, seed, frames)
             files.write_json(file, rows)
         return rows[key]
 
-    def _tell(self, arm: Arm, workdir: pathlib.Path, seed: int, frames: int) -> dict[str, float]:
+    def _tell(self, arm: Arm, workdir: pathlib.Path, seed: int, frames: int) -> dict[str, Any]:
         """The row of one arm and length: `--mode=eval` of its run."""
-        flags = [f"--frames={frames}", f"--stories={self.arguments.stories}", "--others=0", "--blocks=8", "--stills=8"]
-        flags += [f"--ways={','.join(self.study.ways(arm))}", f"--real_scores={self.work / 'real'}"]
-        flags.append("--config.hierarchy.chunk=5")  # one micro-batch a call: the same programs at every length
+        flags = [*self._flags(workdir, frames, self.study.ways(arm)), f"--config.seed={seed}"]
         flags += [f"--config.{field}" for field in arm.sample]
-        flags += ["--nomeasure"] if self.arguments.dry_run else []
-        if not self.study.stages:
-            flags += [f"--weights={self.weights}", f"--config.seed={seed}", *(f"--config.{f}" for f in self.fields)]
-        elif "denoiser" not in self.study.stages:
-            weights = workdir / "vae.safetensors"
-            _call_export(workdir, "vae", weights)
-            flags.append(f"--weights={weights}")
         self._command("eval", workdir, *flags)
-        row = self._row(arm, json.loads((workdir / "eval" / "eval.json").read_text()))
+        picture = self._picture(arm, workdir, frames)
+        picture.parent.mkdir(exist_ok=True)
+        files.write_bytes(picture, (workdir / "eval" / "story0.png").read_bytes())
+        row = study_telling.row(arm.way, json.loads((workdir / "eval" / "eval.json").read_text()))
         if self.arguments.jobs > 1:
             row.pop("seconds", None)  # of a machine that did something else too
         return row
+
+    def _asked(self, arm: Arm, frames: int) -> list[Any]:
+        """What is told of a run."""
+        return [sorted(arm.sample), self.study.ways(arm), frames, self.arguments.stories]
+
+    def _picture(self, arm: Arm, workdir: pathlib.Path, frames: int) -> pathlib.Path:
+        """16 frames of the first story: its own above, the told ones below."""
+        name = hashlib.sha256(json.dumps(self._asked(arm, frames)).encode()).hexdigest()[:16]
+        return workdir / "pictures" / f"{name}.png"
+
+    def pictures(self, seed: int) -> dict[str, pathlib.Path]:
+        """Arm -> `_picture` of the longest videos, of those that are there."""
+        out = {}
+        for arm in self.study.arms:
+            owner = next(other for other in self.study.arms if other.name == (arm.like or arm.name))
+            file = self._picture(arm, self.workdir(owner, seed), self.lengths[-1])
+            out |= {arm.name: file} if file.is_file() else {}
+        return out
+
+    def _flags(self, workdir: pathlib.Path, frames: int, ways: Sequence[str], others: int = 0) -> list[str]:
+        """Of `--mode=eval` with the weights in `workdir`, or those that are told with."""
+        flags = study_telling.flags(frames, self.arguments.stories, ways, self.work / "real", others)
+        flags += ["--nomeasure"] if self.arguments.dry_run else []
+        if not self.study.stages:
+            flags += [f"--weights={self.weights}", *(f"--config.{f}" for f in self.fields)]
+        elif "denoiser" not in self.study.stages:
+            weights = workdir / "vae.safetensors"
+            study_export.call(workdir, "vae", weights)
+            flags.append(f"--weights={weights}")
+        return flags
+
+    def floors(self, arm: Arm, seed: int) -> None:
+        """What the distances are of other real stories, a row a length; no network of `arm` takes part, its run is the
+        place where it is measured."""
+        owner = next(other for other in self.study.arms if other.name == (arm.like or arm.name))
+        workdir = self.workdir(owner, seed)
+        there = workdir.is_dir() and not self.arguments.dry_run
+        for frames in self.lengths if there else ():
+            key = f"{study_table.FLOOR}/0/{frames}"
+            if key in self.rows():
+                continue
+            self._command("eval", workdir, *self._flags(workdir, frames, ("ground_truth",), self.arguments.stories))
+            row = study_telling.floor(json.loads((workdir / "eval" / "eval.json").read_text()))
+            files.write_json(self.results, self.rows() | {key: row})
+            print(f"{study_table.FLOOR}, {frames} frames: {row}", flush=True)
 
     def rows(self) -> dict[str, dict[str, float]]:
         """'arm/seed/frames' -> figures, of what is finished."""
         self.results.parent.mkdir(parents=True, exist_ok=True)
         return json.loads(self.results.read_text()) if self.results.is_file() else {}
-
-    def _row(self, arm: Arm, record: Mapping[str, Any]) -> dict[str, float]:
-        told = record["stories"].get(arm.way, {})
-        out = dict(told.get("summary", {}).get("mean", {}))
-        vae = record["stories"].get("vae_ceiling", {})
-        out |= {name: vae[name] for name in ("psnr", "ssim", "lpips") if name in vae}
-        measured = record["metrics"].get(arm.way) or record["metrics"].get("vae_ceiling") or {}
-        out |= {name: metric["value"] for name, metric in measured.items()}
-        for level, errors in record["denoising"]["levels"].items():
-            out[f"denoising_{level}"] = round(float(np.mean(errors)), 5)
-        if "cost" in told:
-            out |= {"seconds": told["cost"]["seconds"], "calls": told["cost"]["serial_denoiser_calls"]}
-        curve = told.get("summary", {}).get("curve", {})
-        out["curve"] = {name: curve[name] for name in ("frame", "exact", "scene", "position") if name in curve}
-        return {name: value for name, value in out.items() if value is not None}
-
-
-def _call_export(source: str | pathlib.Path, what: str, file: pathlib.Path, vae: str | pathlib.Path = "") -> None:
-    """`_export` in a process of its own: it holds no memory while arms train."""
-    script = [sys.executable, str(pathlib.Path(__file__).resolve()), str(source), what, str(file), str(vae)]
-    subprocess.run(script, cwd=ROOT, check=True)
 
 
 def main(study: Study, description: str) -> None:
@@ -341,42 +361,15 @@ def main(study: Study, description: str) -> None:
             raise SystemExit(
                 f"--only: {sorted(unknown)[0]} is no arm; choose of {'; '.join(a.name for a in study.arms)}"
             )
-        runner.run_all(wanted, [int(n) for n in arguments.seeds.split(",")])
+        seeds = [int(n) for n in arguments.seeds.split(",")]
+        runner.run_all(wanted, seeds)
+        runner.floors(next(arm for arm in study.arms if arm.name in wanted), seeds[0])
     rows = runner.rows()
     print(study_table.table(study, rows))
     if rows and not arguments.table:
         import study_plot
 
         study_plot.draw(study, rows).save(runner.results.with_name("plot.png"))
-
-
-def _export(source: str, what: str, file: str, beside: str) -> None:
-    """Writes a VAE by itself, or (`what` is 'image') the denoiser's image network of a run beside the VAE `beside`."""
-    from nuwaxl_jax import weights
-    from nuwaxl_jax.training import checkpoint
-    from nuwaxl_jax.training import export
-    from nuwaxl_jax.training import lineage
-    from nuwaxl_jax.training import vae_task
-
-    card = {"made": "experiments/study.py", "of": what}
-    if what == "image":
-        bundle, _, _ = weights.load(beside)
-        config = export.read_config(source)
-        image = checkpoint.restore_ema(source, "image_denoiser")
-        image["unet"].pop("level_embedding", None)  # images leave it at 0, and arms differ in their number of levels
-        bundle["denoisers"] = (image,)
-    elif source == "shipped":
-        bundle, config, _ = weights.load(weights.find("shipped"))
-        bundle["denoisers"] = ()
-    else:
-        config = export.read_config(source)
-        vae = traverse_util.flatten_dict(lineage.vae_of(config, source), sep="/")
-        if "vae" not in config.train.stages:  # images leave temporal layers as they were; arms differ in how they start
-            vae = {path: leaf for path, leaf in vae.items() if not re.search(vae_task.VAETask.new_layers, path)}
-        vae = traverse_util.unflatten_dict(vae, sep="/")
-        bundle = {"vae": vae, **lineage.latent_stats(config, source), "denoisers": ()}
-    weights.save(file, bundle, config, card, dtype="float32")
-
-
-if __name__ == "__main__":
-    _export(*sys.argv[1:])
+        told = runner.pictures(seeds[0])
+        if told:
+            study_plot.stories(told).save(runner.results.with_name("stories.png"))

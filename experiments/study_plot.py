@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import io
+import os
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL import ImageDraw
 import study_table
 
 CURVE = "exact"  # the score that is drawn over the frames
@@ -39,6 +41,11 @@ def draw(study: Any, rows: Mapping[str, Mapping[str, Any]]) -> Image.Image:
             x = np.arange(len(lengths))[[lengths.index(f) for f in there]] + 0.06 * (place - len(arms) / 2)
             style = dict(marker="o", capsize=3, linestyle="-" if len(lengths) > 1 else "")
             panel.errorbar(x, means, halves, color=colours[place], label=arm, **style)
+        at = [n for n in lengths if values(study_table.FLOOR, n, name)]
+        if at:
+            floor = [values(study_table.FLOOR, n, name)[0] for n in at]
+            style = dict(color="black", marker="_", linestyle=":" if len(at) > 1 else "", label=study_table.FLOOR)
+            panel.plot([lengths.index(n) for n in at], floor, **style)
         panel.set_xticks(range(len(lengths)), [f"{n} frames" for n in lengths])
         panel.set_xlim(-0.5, len(lengths) - 0.5)
         panel.set_title(name)
@@ -60,3 +67,22 @@ def draw(study: Any, rows: Mapping[str, Mapping[str, Any]]) -> Image.Image:
     data = io.BytesIO()
     figure.savefig(data, format="png")
     return Image.open(data).convert("RGB")
+
+
+def stories(told: Mapping[str, str | os.PathLike]) -> Image.Image:
+    """A story told by every arm: a row of frames each, the real ones above.
+
+    Args:
+      told: arm -> picture of two rows, the real frames and its own.
+    """
+    pictures = {name: Image.open(file).convert("RGB") for name, file in told.items()}
+    width, height = (max(size) for size in zip(*(picture.size for picture in pictures.values())))
+    row, margin = height // 2, 190
+    sheet = Image.new("RGB", (margin + width, row * (1 + len(pictures))), "white")
+    draw = ImageDraw.Draw(sheet)
+    for place, name in enumerate(("the real story", *pictures)):
+        picture = pictures.get(name) or next(iter(pictures.values()))
+        top = picture.height - picture.height // 2 if place else 0
+        sheet.paste(picture.crop((0, top, picture.width, top + picture.height // 2)), (margin, place * row))
+        draw.text((6, place * row + row // 2 - 5), name, fill="black")
+    return sheet

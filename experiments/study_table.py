@@ -10,6 +10,7 @@ import numpy as np
 
 _FEW = 3  # seeds from which an interval says something: of two, Student's t makes one thirteen times the error
 _COUNTED = ("calls",)  # of no chance: never bold
+FLOOR = "other real stories"  # in the place of an arm: their distances to the real ones that are told
 LEGEND = (
     f"Means over seeds, from {_FEW} on ± half of their 95 % interval by Student's t. Bold: the differences to the first"
     " arm of the same length, seed by seed, have an interval without 0 (of twenty such cells one is bold by chance)."
@@ -55,14 +56,14 @@ def table(study: Any, rows: Mapping[str, Mapping[str, Any]]) -> str:
     names = shown(study, rows)
     lines = ["| arm | frames | seeds | " + " | ".join(names) + " |", "|---" * (len(names) + 3) + "|"]
     lengths = sorted({int(key.rsplit("/", 1)[1]) for key in rows})
-    for arm in study.arms:
+    for arm in (*(arm.name for arm in study.arms), FLOOR):
         for frames in lengths:
-            seeds = sum(1 for key in rows if key.rsplit("/", 2)[0] == arm.name and key.endswith(f"/{frames}"))
+            seeds = sum(1 for key in rows if key.rsplit("/", 2)[0] == arm and key.endswith(f"/{frames}"))
             if not seeds:
                 continue
             cells = []
             for name in names:
-                values = by_seed(rows, arm.name, frames, name)
+                values = by_seed(rows, arm, frames, name)
                 if not values:
                     cells.append("-")
                     continue
@@ -70,8 +71,28 @@ def table(study: Any, rows: Mapping[str, Mapping[str, Any]]) -> str:
                 text = f"{mean:.4g}" + (f" ± {half:.2g}" if half else "")
                 first = by_seed(rows, study.arms[0].name, frames, name)
                 cells.append(f"**{text}**" if name not in _COUNTED and differs(values, first) else text)
-            lines.append(f"| {arm.name} | {frames} | {seeds} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", LEGEND])
+            lines.append(f"| {arm} | {frames} | {'-' if arm == FLOOR else seeds} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", LEGEND, *mixed(study, rows)])
+
+
+def mixed(study: Any, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Markdown lines: arms whose rows of one seed are not of one training, and so differ by chance too.
+
+    Rows are of one training where their denoising errors are equal, which follow from weights alone.
+    """
+    out = []
+    for arm in study.arms if study.stages else ():  # without a training all are of one file
+        found: dict[str, set[tuple[float, ...]]] = {}  # seed -> errors
+        for key, row in rows.items():
+            of, seed, _ = key.rsplit("/", 2)
+            if of in (arm.name, arm.like):
+                found.setdefault(seed, set()).add(tuple(row[n] for n in sorted(row) if n.startswith("denoising_")))
+        apart = [seed for seed, errors in sorted(found.items()) if len(errors) > 1]
+        if apart and any(key.startswith(f"{arm.name}/") for key in rows):
+            out.append(f"{arm.name}{f' and {arm.like}' if arm.like else ''} (seeds {', '.join(apart)})")
+    if not out:
+        return []
+    return ["", "Of one seed, but not of one training (another machine rounds otherwise): " + "; ".join(out) + "."]
 
 
 def seconds(study: Any, record: Mapping[str, Any]) -> str:

@@ -185,8 +185,8 @@ def _process() -> dict[str, ml_collections.ConfigDict]:
             # Standard deviation of the noise that sampling starts from, at level 0, 1, ...; 1.0 samples the model, 0.0
             # takes what it thinks likely: at stride 1 the given frames leave little to choose [ours].
             temperature=(1.0, 0.7, 0.0),
-            window_steps=8,  # strategy=autoregressive: its steps and temperature in place of the last level's; a window
-            window_temperature=1.0,  # knows its past alone, and stands still without noise [ours]
+            window_steps=8,  # of segments of stride 1 whose last frame is not given (windows; a video of one segment),
+            window_temperature=1.0,  # in place of the last level's: without noise they stand still [ours]
             eta=0.0,  # DDIM's noise; 1 is ancestral
             guidance_rescale=0.0,  # how much of guidance's excess spread is taken back (arXiv:2305.08891)
             threshold=0.0,  # dynamic thresholding of x0 at this quantile, e.g. 0.995 (arXiv:2205.11487); 0 = off

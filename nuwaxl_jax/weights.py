@@ -107,6 +107,16 @@ def digest(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_of(bundle: Bundle) -> str:
+    """SHA-256 of a bundle's names, shapes and numbers as float32, whatever file or checkpoint they come from."""
+    hashed = hashlib.sha256()
+    for name, value in sorted(_flatten(bundle).items()):
+        value = np.ascontiguousarray(np.asarray(value, np.float32))
+        hashed.update(f"{name} {value.shape}\n".encode())
+        hashed.update(value.data)
+    return hashed.hexdigest()
+
+
 def find(name: str) -> pathlib.Path:
     """The path of a file, or of the weights that come with the package: 'shipped', or ''."""
     if name in ("", "shipped"):

@@ -1,4 +1,4 @@
-"""Do the metrics see what is wrong with a video? Rendered toons stories, damaged in known ways, against themselves.
+"""Do the metrics see what is wrong with a video? Toons stories, damaged in known ways, against themselves and others.
 
     pip install '.[metrics]'
     python experiments/metrics/run.py [--stories=10] [--frames=226] [--table]
@@ -9,6 +9,8 @@ table of results.json alone. `--dry_run` does two stories of 32 frames and write
 """
 
 import argparse
+from collections.abc import Sequence
+import itertools
 import json
 import os
 import pathlib
@@ -82,21 +84,34 @@ def flicker(frames: np.ndarray, every: int, gain: float) -> np.ndarray:
     return out
 
 
-# Damage -> (what does it, what must get worse).
+TO_OTHERS = "_to_others"  # ends the names of distances to other real stories; others are to the undamaged ones
+DISTANCES = ("b_fvd_16", "fvd_spread_16", "frechet_stills")
+_SEEN = ("b_fvd_16_to_others", "frechet_stills_to_others")
+# Damage -> (what does it, what must be worse than undamaged). From the undamaged stories themselves any damage is
+# further than they are, so distances have to grow from other real stories, and PSNR and SSIM are judged by `WORSE`.
 DAMAGES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], tuple[str, ...]]] = {
-    "blur, 0.5 pixels": (lambda v: blur(v, 0.5), ("b_fvd_16", "frechet_stills", "psnr", "ssim")),
-    "blur, 1 pixel": (lambda v: blur(v, 1.0), ("b_fvd_16", "frechet_stills", "psnr", "ssim")),
-    "blur, 2 pixels": (lambda v: blur(v, 2.0), ("b_fvd_16", "frechet_stills", "psnr", "ssim", "shape")),
-    "noise, 10 grey levels": (lambda v: noise(v, 10.0), ("b_fvd_16", "frechet_stills", "psnr", "ssim")),
-    "swapped colours": (swap_colours, ("b_fvd_16", "frechet_stills", "psnr", "colour", "exact")),
-    "frozen": (freeze, ("b_fvd_16", "fvd_spread_16", "frechet_stills", "psnr", "action")),
-    "half speed": (lambda v: slow(v, 2), ("b_fvd_16", "psnr", "exact")),
-    "blocks shuffled": (shuffle_blocks, ("b_fvd_16", "fvd_spread_16", "psnr", "step", "exact")),
-    "frames shuffled in blocks": (shuffle_frames, ("b_fvd_16", "psnr", "step", "action")),
-    "flicker every 15 frames, 10 % brighter": (lambda v: flicker(v, 15, 1.1), ("b_fvd_16", "psnr", "border_ratio")),
-    "flicker every 15 frames, 50 % brighter": (lambda v: flicker(v, 15, 1.5), ("b_fvd_16", "psnr", "border_ratio")),
+    "blur, 0.5 pixels": (lambda v: blur(v, 0.5), _SEEN),
+    "blur, 1 pixel": (lambda v: blur(v, 1.0), _SEEN),
+    "blur, 2 pixels": (lambda v: blur(v, 2.0), (*_SEEN, "shape")),
+    "noise, 10 grey levels": (lambda v: noise(v, 10.0), _SEEN),
+    "swapped colours": (swap_colours, (*_SEEN, "colour", "exact")),
+    "frozen": (freeze, ("b_fvd_16_to_others", "fvd_spread_16_to_others", "action")),
+    "half speed": (lambda v: slow(v, 2), ("b_fvd_16_to_others", "exact")),
+    # A block is a real one wherever it stands: no distance of blocks from other stories sees it.
+    "blocks shuffled": (shuffle_blocks, ("step", "exact")),
+    "frames shuffled in blocks": (shuffle_frames, ("b_fvd_16_to_others", "step", "action")),
+    "flicker every 15 frames, 10 % brighter": (lambda v: flicker(v, 15, 1.1), ("b_fvd_16_to_others", "border_ratio")),
+    "flicker every 15 frames, 50 % brighter": (lambda v: flicker(v, 15, 1.5), ("b_fvd_16_to_others", "border_ratio")),
 }
-LOWER_IS_BETTER = ("b_fvd_16", "b_fvd_16_pooled", "fvd_16", "fvd_spread_16", "frechet_stills", "border_ratio")
+# Of one kind from mild to severe, and what must get worse at each step.
+WORSE = (
+    (("blur, 0.5 pixels", "blur, 1 pixel", "blur, 2 pixels"), ("b_fvd_16", "frechet_stills", "psnr", "ssim")),
+    (
+        ("flicker every 15 frames, 10 % brighter", "flicker every 15 frames, 50 % brighter"),
+        ("b_fvd_16", "fvd_spread_16", "psnr", "ssim", "border_ratio"),
+    ),
+)
+HIGHER_IS_BETTER = ("psnr", "ssim", *(name for name in SHOWN if name != "border_ratio"))
 
 
 def measure(
@@ -133,33 +148,43 @@ def gather(label: str, stories: int, others: int, which, measures, ledger, data)
     if label == "other_stories":
         made = [ledger.arrays(name, i) for i in range(others)]
     paired = label != "other_stories"
-    records = protocols.records(real, made, which, measures, paired=paired, data=data, subject={"damage": label})
+    common = dict(data=data, subject={"damage": label})
+    records = protocols.records(real, made, which, measures, paired=paired, **common)
+    if paired:
+        apart = [ledger.arrays("other_stories", i) for i in range(others)]
+        found = protocols.records(apart, made, which, measures, paired=False, **common)
+        records |= {f"{kind}{TO_OTHERS}": found[kind] for kind in DISTANCES if kind in found}
     return means | {kind: round(record["value"], 4) for kind, record in records.items()}
 
 
 def verdicts(rows: dict[str, dict]) -> dict[str, dict[str, bool]]:
     """Damage -> metric -> whether it moved the right way, of those that must."""
-    before, out = rows["undamaged"], {}
+    out: dict[str, dict[str, bool]] = {label: {} for label in DAMAGES}
+
+    def judge(label: str, before: str, kinds: Sequence[str]) -> None:
+        for kind in kinds:
+            new, old = rows[label].get(kind), rows[before].get(kind)
+            if new is not None and old is not None:
+                out[label][kind] = new < old if kind in HIGHER_IS_BETTER else new > old
+
     for label, (_, wanted) in DAMAGES.items():
-        out[label] = {}
-        for kind in wanted:
-            new, old = rows[label].get(kind), before.get(kind, 0.0)
-            if new is None or old is None:
-                continue
-            out[label][kind] = new > old if kind in LOWER_IS_BETTER else new < old
+        judge(label, "undamaged", wanted)
+    for steps, kinds in WORSE:
+        for mild, severe in itertools.pairwise(steps):
+            judge(severe, mild, kinds)
     return out
 
 
 def table(rows: dict[str, dict]) -> str:
     """Markdown; bold where a metric had to move, and did; struck through where it did not."""
-    kinds = ("b_fvd_16", "fvd_spread_16", "frechet_stills", "psnr", "ssim", *SHOWN)
+    kinds = (*DISTANCES, *(f"{kind}{TO_OTHERS}" for kind in DISTANCES), "psnr", "ssim", *SHOWN)
     moved = verdicts(rows)
     lines = ["| | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
     for label in ("undamaged", *DAMAGES, "other_stories"):
         row, cells = rows[label], []
         for kind in kinds:
             value = row.get(kind)
-            cell = "-" if value is None else f"{value:.4g}"
+            cell = "-" if value is None else f"{value + 0:.4g}"  # no -0
             right = moved.get(label, {}).get(kind)
             cells.append(cell if right is None else f"**{cell}**" if right else f"~~{cell}~~")
         lines.append(f"| {label.replace('_', ' ')} | " + " | ".join(cells) + " |")
@@ -195,7 +220,7 @@ def main() -> None:
     measures = measures_lib.Measures.load(inception=arguments.inception)
     which = measures_lib.choose(arguments.frames, 16, arguments.blocks, arguments.stills)
     videos = held_out.HeldOut(config, OTHERS_FROM + arguments.stories, arguments.frames)
-    data = videos.protocol()
+    data = videos.protocol(arguments.stories)
     protocol = {"data": data, "measures": measures.protocol(), "frames": arguments.frames, "blocks": which.blocks}
     ledger = ledger_lib.Ledger(arguments.work, protocol | {"stills": which.stills, "damages": list(DAMAGES)})
     for number in range(arguments.stories):

@@ -228,7 +228,7 @@ def sampling_levels(
     out = []
     for plan, microbatch in zip(plans, arguments["microbatch"]):
         spec = generate_lib.level_spec(
-            segments_lib.sampler_of(config, networks),
+            segments_lib.sampler_of(config, networks, plans),
             plan,
             num_videos * (1 if plan.sequential else plan.num_segments),
             networks.latent_shape,
@@ -259,7 +259,7 @@ def _read_of(config: ml_collections.ConfigDict, plan: plan_lib.LevelPlan, params
 def _level(
     config: ml_collections.ConfigDict, plan: plan_lib.LevelPlan, spec: program_lib.LevelSpec, params: Params, name: str
 ) -> Program:
-    steps, _ = segments_lib.steps_and_temperature(config)
+    steps, _ = segments_lib.steps_and_temperature(config, (plan,))
     items = program_lib.abstract_items(spec)
     return Program(
         name=name,

@@ -52,12 +52,12 @@ def read(path: str | os.PathLike) -> dict[str, dict[str, Record]]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no record of --mode=eval with metrics ({error!r})") from error
     if not isinstance(metrics, dict) or not metrics or not all(isinstance(row, dict) for row in metrics.values()):
-        raise ValueError(f"{path} holds no metrics; evaluate with --i3d and at least 2 stories")
+        raise ValueError(f"{path} holds no metrics; evaluate at least 2 stories")
     return metrics
 
 
 def table(named: Mapping[str, Mapping[str, Record]]) -> str:
-    """Text, a row a result and a column a metric, values with their intervals.
+    """Text, a row a metric and a column a result, values with their intervals.
 
     Args:
       named: label -> metric -> record.
@@ -65,15 +65,13 @@ def table(named: Mapping[str, Mapping[str, Record]]) -> str:
     Raises:
       ProtocolError: two records of a metric were not measured alike.
     """
-    metrics = list(dict.fromkeys(metric for records in named.values() for metric in records))
-    rows = [["", *metrics]]
-    for metric in metrics:
+    rows = [["", *named]]
+    for metric in dict.fromkeys(metric for records in named.values() for metric in records):
         first, *others = [records[metric] for records in named.values() if metric in records]
         for other in others:
             check(metric, first, other)
-    for label, records in named.items():
-        rows.append([label, *(_cell(records.get(metric)) for metric in metrics)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(metrics) + 1)]
+        rows.append([metric, *(_cell(records.get(metric)) for records in named.values())])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = (
         "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
         for row in rows

@@ -16,6 +16,7 @@ from nuwaxl_jax.diffusion import losses
 
 NOISE_LEVELS = 8  # equally spaced timesteps
 NUM_CLIPS = 16
+MODEL = ("text", "vae", "unet", "mtd", "diffusion")  # sections of a config that a network's results follow from
 
 
 def timesteps(config: ml_collections.ConfigDict) -> tuple[int, ...]:
@@ -27,7 +28,7 @@ def timesteps(config: ml_collections.ConfigDict) -> tuple[int, ...]:
 def identity(config: ml_collections.ConfigDict, card: dict[str, Any]) -> dict[str, Any]:
     """All that the errors of weights with this card follow from; nothing of how videos are told is in it."""
     tree = {name: config.hierarchy[name] for name in ("segment_length", "depth", "handover")}
-    sections = {name: config[name].to_dict() for name in ("data", "text", "vae", "unet", "mtd", "diffusion")}
+    sections = {name: config[name].to_dict() for name in ("data", *MODEL)}
     return sections | {"hierarchy": tree, "weights": card, "clips": NUM_CLIPS, "backend": jax.default_backend()}
 
 

@@ -5,6 +5,9 @@
 (Dowson and Landau, 1982; Heusel et al., arXiv:1706.08500.) With any factors S1 = A'A and S2 = B'B the last trace is
 the nuclear norm of A B': (S1 S2)^(1/2) has the singular values of A B' as its eigenvalues. No matrix square root is
 taken, so covariances of few samples, which are singular, need no offset and lose no digits. All in float64.
+
+`Moments` are for sets whose features are too many to hold, or lie on several hosts. The metrics of `protocols` hold the
+features of every video, which their intervals draw from, and take `distance_of_samples`.
 """
 
 from __future__ import annotations

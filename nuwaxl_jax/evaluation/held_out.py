@@ -60,15 +60,19 @@ class HeldOut:
     def identity(self) -> dict[str, Any]:
         """What tells these videos from others: the settings they are read by, and a hash of what is there.
 
-        The hash is of all captions, and of the first and last frame of each window.
+        The hash is `digest`'s, of all of them.
         """
+        fields = ("path", "fps", "captions", "caption_fill", "eval_fraction", "tfds_name", "tfds_video", "tfds_caption")
+        return self._told | {name: self._data[name] for name in fields} | {"sha256": self.digest(len(self._windows))}
+
+    def digest(self, count: int) -> str:
+        """SHA-256 of all captions, and of the first and last frame, of each of the first `count` windows."""
         hashed, index = hashlib.sha256(), np.arange(self.num_frames)
-        for i in range(len(self._windows)):
+        for i in range(count):
             hashed.update(np.ascontiguousarray(self.frames(i, index[[0, -1]])).tobytes())
             hashed.update("\n".join(self.captions(i, index)).encode())
-        fields = ("path", "fps", "captions", "caption_fill", "eval_fraction", "tfds_name", "tfds_video", "tfds_caption")
-        return self._told | {name: self._data[name] for name in fields} | {"sha256": hashed.hexdigest()}
+        return hashed.hexdigest()
 
-    def protocol(self) -> dict[str, Any]:
-        """What a record says of them."""
-        return dict(self._told)
+    def protocol(self, count: int) -> dict[str, Any]:
+        """What a record says of the first `count` windows and their captions."""
+        return self._told | {"sha256": self.digest(count)}

@@ -9,9 +9,12 @@
   avg_fid         Avg-FID: FID of the single frames of all videos. With FID's Inception; `frechet_stills` is the same
                   with another network, and no FID.
   clip_similarity mean cosine of frames and their own captions by CLIP.
+  psnr, ssim, lpips, story_*: means over videos of what is found of each by itself: of a reconstruction and its
+                  original, and of the story score.
 
 A record holds `value`, `interval` (intervals.METHOD), `protocol` (what two results must have in common to be compared),
-`subject` (what was measured: it may differ) and `notes`, where the number is not what it seems.
+`subject` (what was measured: it may differ), `notes`, where the number is not what it seems, and `floor`, what the
+same distance is of other real videos, where that is known.
 """
 
 from __future__ import annotations
@@ -58,12 +61,16 @@ def _pooled(real: np.ndarray, made: np.ndarray) -> float:
     return frechet.distance_of_samples(real.reshape(-1, real.shape[2]), made.reshape(-1, made.shape[2]))
 
 
-def _note(samples: int, width: int) -> list[str]:
-    if samples > width:
+def _note(videos: int, samples: int, width: int) -> list[str]:
+    """Of the smaller set: how many videos, samples of all of them, features of a sample."""
+    if videos > width:
         return []
+    what = f"{samples} samples of {width} features: covariances are singular"
+    if samples > width:
+        what = f"{videos} videos, of which {samples} samples of {width} features depend on one another"
     return [
-        f"{samples} samples of {width} features: covariances are singular and the distance is biased; other real "
-        "videos, measured likewise, say by how much (other_real). Compare within this protocol only"
+        f"{what}, and the distance is biased upwards; other real videos, measured likewise, say by how much (floor)."
+        " Compare within this protocol only"
     ]
 
 
@@ -76,6 +83,7 @@ def records(
     paired: bool,
     data: Mapping[str, Any],
     subject: Mapping[str, Any],
+    floor: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """name -> record, of every metric that the networks at hand and the number of frames allow.
 
@@ -85,6 +93,7 @@ def records(
       frames: which frames they are of.
       data: what the real videos are.
       subject: what the made videos are.
+      floor: records of other real videos against the same real ones.
 
     Raises:
       ValueError: fewer than two videos in a set.
@@ -112,22 +121,25 @@ def records(
             "interval": intervals.rounded(intervals.of(statistic, *sets, paired=paired)),
             "protocol": common | network.protocol() | details,
             "subject": dict(subject),
-            "notes": _note(samples, network.width)
+            "notes": _note(number, number * samples, network.width)
             + ([] if network.standard else ["weights are not the standard ones"]),
         } | (more(*sets) if more else {})
+        if floor and name in floor:
+            of = floor[name]
+            out[name]["floor"] = {"value": of["value"], "videos": of["protocol"]["videos"], **of["subject"]}
 
     x, number = frames.block, min(len(real), len(made))
     if "clips" in real[0]:
         blocks = {"block": x, "hop": x, "blocks": list(frames.blocks)}
         each = lambda real, made: {"by_block": [round(value, 4) for value in by_place(real, made)]}
-        add(f"b_fvd_{x}", "clips", _b_fvd, blocks, number, each)
-        add(f"b_fvd_{x}_pooled", "clips", _pooled, blocks, number * len(frames.blocks))
-        add(f"fvd_{x}", "clips", _fvd, blocks | {"drawn": "one block a video, default_rng(16)"}, number)
+        add(f"b_fvd_{x}", "clips", _b_fvd, blocks, 1, each)
+        add(f"b_fvd_{x}_pooled", "clips", _pooled, blocks, len(frames.blocks))
+        add(f"fvd_{x}", "clips", _fvd, blocks | {"drawn": "one block a video, default_rng(16)"}, 1)
     if "spread" in real[0]:
-        add(f"fvd_spread_{x}", "spread", _pooled, {"clip": list(frames.spread)}, number)
+        add(f"fvd_spread_{x}", "spread", _pooled, {"clip": list(frames.spread)}, 1)
     if "stills" in real[0]:
         name = "avg_fid" if measures.stills and measures.stills.fid else "frechet_stills"
-        add(name, "stills", _pooled, {"stills": list(frames.stills)}, number * len(frames.stills))
+        add(name, "stills", _pooled, {"stills": list(frames.stills)}, len(frames.stills))
     return out
 
 
@@ -139,7 +151,7 @@ def similarity(
     data: Mapping[str, Any],
     subject: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """{'clip_similarity': record}, {} without CLIP; arguments as of `records`."""
+    """{'clip_similarity': record}, {} without CLIP; arguments as of `records`, but `data`: what the captions are."""
     if measures.similarity is None:
         return {}
     cosines = np.stack([video["similarity"] for video in made])
@@ -152,6 +164,34 @@ def similarity(
         "notes": [],
     }
     return {"clip_similarity": record}
+
+
+def means(
+    found: Mapping[str, Sequence[float | None]],
+    protocol: Mapping[str, Any],
+    subject: Mapping[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """name -> record, of numbers of single videos; {} of what no video has.
+
+    Args:
+      found: name -> number of each video, None where a video has nothing that could be measured.
+      protocol: of all of them: which videos, and what reads them.
+      subject: what was measured.
+    """
+    out = {}
+    for name, values in found.items():
+        known = np.array([value for value in values if value is not None], np.float64)
+        if not len(known):
+            continue
+        missing = len(values) - len(known)
+        out[name] = {
+            "value": round(float(known.mean()), 6),
+            "interval": intervals.rounded(intervals.of_mean(known)),
+            "protocol": {"version": VERSION, "videos": len(values), "interval": intervals.METHOD, **protocol},
+            "subject": dict(subject),
+            "notes": [f"not to be measured in {missing} of {len(values)} videos"] if missing else [],
+        }
+    return out
 
 
 def digest(videos: Features) -> str:

@@ -25,6 +25,8 @@ from nuwaxl_jax import config as config_lib
 from nuwaxl_jax import files
 from nuwaxl_jax import hosts
 from nuwaxl_jax import networks as networks_lib
+from nuwaxl_jax import provenance
+from nuwaxl_jax import weights as weights_lib
 from nuwaxl_jax.evaluation import curves
 from nuwaxl_jax.evaluation import denoising
 from nuwaxl_jax.evaluation import held_out
@@ -35,6 +37,9 @@ from nuwaxl_jax.evaluation import stories
 from nuwaxl_jax.training import interrupts
 
 SHOWN = ("scene", "colour", "shape", "size", "count", "exact", "identity", "border_ratio")
+FIDELITY = ("psnr", "ssim", "lpips")
+STORY = "story_"  # begins the names of the story score's metrics
+_COUNTS = ("num_frames", "num_shots", "num_characters", "curve")  # of a score, and no scores
 
 
 def table(record: dict[str, Any]) -> str:
@@ -43,10 +48,10 @@ def table(record: dict[str, Any]) -> str:
     if any("summary" in told[way] for way in told):
         means = {way: told[way]["summary"]["mean"] for way in told}
         lines += _columns(SHOWN, {way: [_number(mean.get(name)) for name in SHOWN] for way, mean in means.items()})
-    measured = record["metrics"]
-    if measured:
-        measured = measured | {stories.OTHER: record["others"]}
-        names = list(dict.fromkeys(name for row in measured.values() for name in row))
+    measured = record["metrics"] | {stories.OTHER: record["others"]}
+    names = list(dict.fromkeys(name for row in measured.values() for name in row))
+    names = [name for name in names if name not in FIDELITY and not name.startswith(STORY)]  # which have lines
+    if names:
         values = lambda row: [_number(row.get(name, {}).get("value")) for name in names]
         lines += _columns(names, {way: values(row) for way, row in measured.items()})
     if "vae_ceiling" in told:
@@ -119,8 +124,7 @@ def _protocol(config: ml_collections.ConfigDict, card: dict[str, Any], real: dic
     return {
         "seed": config.seed,
         "weights": card,
-        "sampler": config.sampler.to_dict(),
-        "hierarchy": config.hierarchy.to_dict(),
+        **{name: config[name].to_dict() for name in ("sampler", "hierarchy", *denoising.MODEL)},
         "precision": "float32",
         "parameters": "exponential moving average",
         **real,
@@ -148,6 +152,7 @@ def run(
       ValueError: too few held-out videos, or an unknown way.
     """
     _check(scope, bundle)
+    card = card | {"arrays_sha256": weights_lib.digest_of(bundle)}
     num_frames = scope.frames or config_lib.window_frames(config)
     measures = _measures(scope, measures)
     others = 0 if measures is None else scope.told if scope.others < 0 else scope.others
@@ -184,12 +189,14 @@ def run(
                 found = denoising.of_level(config, networks, bundle, level, stop=stop)
                 errors.write("denoising", level, {"errors": found})
         denoised = errors.collect("denoising", len(levels), stop)
+    beside = _others(job)
     record = {
         "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "code": provenance.code(),
         "protocol": protocol | {"stories": scope.told, "others": others},
         "notes": measures.notes() if measures else [],
-        "metrics": _metrics(job, scope.ways, protocol) if measures else {},
-        "others": _others(job),
+        "metrics": _metrics(job, scope.ways, protocol, beside),
+        "others": beside,
         "denoising": {
             "timesteps": list(denoising.timesteps(config)),
             "levels": {str(level): kept["errors"] for level, kept in enumerate(denoised)},
@@ -205,20 +212,37 @@ def run(
     return record
 
 
-def _metrics(job: stories.Job, ways: Sequence[str], protocol: dict[str, Any]) -> dict[str, Any]:
+def _metrics(job: stories.Job, ways: Sequence[str], protocol: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
     """way -> metric -> record, all against the told stories' own videos."""
-    assert job.measures is not None
-    read = lambda way, count: [job.ledger_of(way).arrays(way, i) for i in range(count)]
-    real, data, out = read("ground_truth", job.stories), job.videos.protocol(), {}
-    model = {name: protocol[name] for name in ("weights", "seed", "sampler", "hierarchy", "precision", "parameters")}
+    data, out = job.videos.protocol(job.stories), {}
+    arrays = lambda way: [job.ledger_of(way).arrays(way, i) for i in range(job.stories)]
+    real = arrays("ground_truth") if job.measures else []
+    what = ("weights", "seed", "sampler", "hierarchy", *denoising.MODEL, "precision", "parameters")
+    model = {name: protocol[name] for name in what}
     for way in ways:
-        subject = {"way": way} | (model if way != "ground_truth" else {})
-        made = real if way == "ground_truth" else read(way, job.stories)
-        common = dict(data=data, subject=subject)
-        told = dict(data=data | {"digest": protocols.digest(real)}, subject=subject)
-        out[way] = protocols.similarity(made, job.which, job.measures, **told)
+        subject = {"way": way, "code": provenance.code()} | (model if way != "ground_truth" else {})
+        out[way] = _of_single_videos(job, way, data, subject)
+        if job.measures is None:
+            continue
+        made = real if way == "ground_truth" else arrays(way)
+        out[way] |= protocols.similarity(made, job.which, job.measures, data=data, subject=subject)
         if way != "ground_truth":
+            common = dict(data=data, subject=subject, floor=others)
             out[way] |= protocols.records(real, made, job.which, job.measures, paired=True, **common)
+    return out
+
+
+def _of_single_videos(job: stories.Job, way: str, data: dict[str, Any], subject: dict[str, Any]) -> dict[str, Any]:
+    """metric -> record, of the story score and of reconstructions."""
+    results = [job.ledger_of(way).read(way, i) for i in range(job.stories)]
+    common = {"frames": job.videos.num_frames, "real": data}
+    scores = [result.get("score", {}) for result in results]
+    told = {f"{STORY}{name}": [score[name] for score in scores] for name in scores[0] if name not in _COUNTS}
+    reader = {"read by": "evaluation/story_score.py", "segment_length": job.config.hierarchy.segment_length}
+    out = protocols.means(told, common | reader, subject)
+    for name in (name for name in FIDELITY if name in results[0]):
+        by = job.measures.perceptual.protocol() if name == "lpips" else {"read by": "evaluation/image_metrics.py"}
+        out |= protocols.means({name: [result[name] for result in results]}, common | by, subject)
     return out
 
 
@@ -231,7 +255,7 @@ def _others(job: stories.Job) -> dict[str, Any]:
         [job.real.arrays(way, i) for i in range(count)]
         for way, count in (("ground_truth", job.stories), (stories.OTHER, job.others))
     )
-    common = dict(data=job.videos.protocol(), subject={"way": stories.OTHER})
+    common = dict(data=job.videos.protocol(job.stories), subject={"way": stories.OTHER})
     return protocols.records(real, made, job.which, job.measures, paired=False, **common)
 
 
@@ -246,5 +270,7 @@ def _write(out: pathlib.Path, strips: Sequence[pathlib.Path], record: dict[str, 
         lines = {way: told[way]["summary"]["curve"] for way in told}
         curves.draw(lines, record["protocol"]["frames"]).save(out / "curves.png")
         made += ", curves.png"
+    for note in sorted({note for row in record["metrics"].values() for one in row.values() for note in one["notes"]}):
+        print(f"note: {note}", file=sys.stderr)
     print(table(record))
     print(f"{out}/{made} (rows of the picture: {', '.join(told)})", file=sys.stderr)

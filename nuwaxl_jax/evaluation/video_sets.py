@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from nuwaxl_jax import files
+from nuwaxl_jax import provenance
 from nuwaxl_jax.data.intake import contents
 from nuwaxl_jax.data.intake import places
 from nuwaxl_jax.data.intake import survey
@@ -96,6 +97,11 @@ class VideoSet:
         lines = (f"{video.entry.name} {contents.digest(video.entry)}" for video in self.videos)
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
+    def caption_digest(self, index: np.ndarray) -> str:
+        """SHA-256 of the captions of frames `index` of every video."""
+        told = (survey.texts(video, index, video.index.times[index]) for video in self.videos)
+        return hashlib.sha256("\n".join(line for lines in told for line in lines).encode()).hexdigest()
+
     def read(self, i: int, count: int, size: int) -> tuple[np.ndarray, list[str]]:
         """(the first `count` frames of video i, uint8 [count, size, size, 3]; their captions, '' where none)."""
         video, index = self.videos[i], np.arange(count)
@@ -171,24 +177,26 @@ def _record(
 ) -> dict[str, Any]:
     real, made = features[REAL], features[MADE]
     data = {"source": "videos", "frame_size": reading["size"]}
-    subject = {"way": MADE, "videos": sets[MADE].path}
+    subject = {"way": MADE, "code": provenance.code(), "videos": sets[MADE].path}
     paired = sets[MADE].names() == sets[REAL].names()
-    metrics = protocols.records(real, made, which, measures, paired=paired, data=data, subject=subject)
-    notes = measures.notes()
-    if measures.similarity is not None:
-        if all("similarity" in video for video in made):
-            told = dict(data=data | {"digest": protocols.digest(made)}, subject=subject)
-            metrics |= protocols.similarity(made, which, measures, **told)
-        else:
-            notes.append("not every frame that is read has a caption, so no similarity of frames to prompts")
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
     halves = {}
     if len(real) >= 2 * protocols.MIN_VIDEOS:
         of = dict(paired=False, data=data, subject={"way": HALVES})
         halves = protocols.records(real[::2], real[1::2], which, measures, **of)
+    of = dict(paired=paired, data=data, subject=subject, floor=halves)
+    metrics = protocols.records(real, made, which, measures, **of)
+    notes = measures.notes()
+    if measures.similarity is not None:
+        if all("similarity" in video for video in made):
+            told = dict(data={"sha256": sets[MADE].caption_digest(np.asarray(which.stills))}, subject=subject)
+            metrics |= protocols.similarity(made, which, measures, **told)
+        else:
+            notes.append("not every frame that is read has a caption, so no similarity of frames to prompts")
+    for note in sorted({*notes, *(note for record in metrics.values() for note in record["notes"])}):
+        print(f"note: {note}", file=sys.stderr)
     return {
         "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "code": provenance.code(),
         "protocol": dict(reading) | {name: {"path": each.path, "videos": len(each)} for name, each in sets.items()},
         "notes": notes,
         "metrics": {MADE: metrics},

@@ -138,8 +138,8 @@ def generate(
     params = segments_lib.sampling_params(networks, bundle, prompts)
     if jax.process_count() > 1:
         params = jax.device_get(params)  # from here on over all hosts' devices
-    sample_segments = segments_lib.sampler_of(config, networks)
-    calls = [segments_lib.denoiser_calls(config, p.network_level) for p in plans]
+    sample_segments = segments_lib.sampler_of(config, networks, plans)
+    calls = [segments_lib.denoiser_calls(config, p.network_level, plans) for p in plans]
     line = Progress(plans, calls, videos) if progress else lambda *_: None
     if progress and mesh is not None:
         _explain(config, plans, videos, mesh)
@@ -261,7 +261,7 @@ def _check_noise(config: ml_collections.ConfigDict, plans: Sequence[plan_lib.Lev
     sampler = config.sampler
     if level >= len(plans) or sampler.method == "ddpm" or sampler.eta > 0:
         return
-    windows = strategies.knows_no_future(config.hierarchy.strategy)
+    windows = strategies.knows_no_future(config.hierarchy.strategy, plans, config.hierarchy.depth)
     if (sampler.window_temperature if windows else sampler.temperature[plans[level].network_level]) == 0:
         field = "window_temperature" if windows else "temperature"
         problem = f"sampler.{field} is 0 at level {level}, where segments follow from their borders without noise"

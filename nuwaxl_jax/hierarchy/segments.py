@@ -90,18 +90,23 @@ def make_sample_segments(
     return sample_segments
 
 
-def steps_and_temperature(config: ml_collections.ConfigDict) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """A level's each; segments that know their past alone, or nothing, have their own at the last level."""
+def steps_and_temperature(
+    config: ml_collections.ConfigDict, plans: Sequence[plan_lib.LevelPlan] = ()
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """A level's each; segments that know their past alone, or nothing, have their own at the last level.
+
+    plans: of the video; () takes what the strategy says, as it is of videos longer than a segment.
+    """
     sampler = config.sampler
     steps, temperature = tuple(sampler.steps), tuple(float(t) for t in sampler.temperature)
-    if strategies.knows_no_future(config.hierarchy.strategy):
+    if strategies.knows_no_future(config.hierarchy.strategy, plans, config.hierarchy.depth):
         return (*steps[:-1], sampler.window_steps), (*temperature[:-1], float(sampler.window_temperature))
     return steps, temperature
 
 
-def denoiser_calls(config: ml_collections.ConfigDict, level: int) -> int:
+def denoiser_calls(config: ml_collections.ConfigDict, level: int, plans: Sequence[plan_lib.LevelPlan] = ()) -> int:
     """Evaluations of the denoiser, one after the other, that a segment of a level takes; guidance doubles them."""
-    steps, _ = steps_and_temperature(config)
+    steps, _ = steps_and_temperature(config, plans)
     return steps[level] * (1 if config.sampler.guidance[level] in (0.0, 1.0) else 2)
 
 
@@ -111,15 +116,18 @@ def serial_depth(config: ml_collections.ConfigDict, plans: Sequence[plan_lib.Lev
     Segments of a level run at once (the paper's claim of speed, section 3.3), windows that need the one before do not.
     """
     calls = (
-        denoiser_calls(config, plan.network_level) * (plan.num_segments if plan.sequential else 1) for plan in plans
+        denoiser_calls(config, plan.network_level, plans) * (plan.num_segments if plan.sequential else 1)
+        for plan in plans
     )
     return sum(calls)
 
 
-def sampler_of(config: ml_collections.ConfigDict, networks: Networks) -> program.SegmentsFn:
-    """The SegmentsFn of a config's sampler."""
+def sampler_of(
+    config: ml_collections.ConfigDict, networks: Networks, plans: Sequence[plan_lib.LevelPlan] = ()
+) -> program.SegmentsFn:
+    """The SegmentsFn of a config's sampler, for a video of these plans (see `steps_and_temperature`)."""
     sampler = config.sampler
-    steps, temperature = steps_and_temperature(config)
+    steps, temperature = steps_and_temperature(config, plans)
     return make_sample_segments(
         networks,
         sampler.method,

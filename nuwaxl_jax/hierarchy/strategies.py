@@ -15,6 +15,7 @@ side_by_side              whole trees of the networks' depth, as many as it take
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import dataclasses
 
 import numpy as np
@@ -82,9 +83,18 @@ def plans(strategy: str, num_frames: int, length: int, depth: int, overlap: int)
     return STRATEGIES[strategy](num_frames, length, depth, overlap)
 
 
-def knows_no_future(strategy: str) -> bool:
-    """Whether segments of stride 1 are made without their last frame given: such ones need noise to start from."""
-    return strategy in ("autoregressive", "independent")
+def knows_no_future(strategy: str, plans: Sequence[plan_lib.LevelPlan] = (), depth: int = 1) -> bool:
+    """Whether segments of stride 1 are made without their last frame given: such ones need noise to start from.
+
+    So are those of a tree of several levels which is asked for no more frames than a segment has.
+
+    Args:
+      plans: of a video, or one of its levels.
+      depth: levels of the networks; those of one level have no other segments, and their own settings.
+    """
+    if strategy in ("autoregressive", "independent"):
+        return True
+    return depth > 1 and any(p.network_level == depth - 1 and not p.given[:, -1].any() for p in plans)
 
 
 STRATEGIES = {

@@ -10,12 +10,15 @@ import sys
 
 from flax import traverse_util
 import jax
+import numpy as np
+from PIL import Image
 import pytest
 import safetensors
 
 from nuwaxl_jax import config as config_lib
 from nuwaxl_jax import networks
 from nuwaxl_jax.evaluation import stories
+from nuwaxl_jax.hierarchy import strategies
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STUDIES = ("table1", "table2a", "table2b", "table2c", "table2d", "ours", "shipped")
@@ -60,7 +63,7 @@ def test_every_arm_has_place_for_what_it_starts_from(toons_presets):
 
     start = {
         path: shape for path, shape in shapes().items() if "level_embedding" not in path
-    }  # as study._export has it
+    }  # as study_export.write has it
     studies = [_load(ROOT / "experiments" / name / "run.py").STUDY for name in STUDIES]
     kinds = ("unet.channel", "mtd.", "hierarchy.depth", "hierarchy.segment_length", "text.", "vae.latent")
     arms = {tuple(f for f in arm.train if f.startswith(kinds)) for s in studies if s.start == "image" for arm in s.arms}
@@ -84,6 +87,33 @@ def test_arms_train_on_as_many_frames(toons_presets):
             counts[arm.name] = stage.num_steps * stage.batch_size * stage.clip_length * networks_of
         first = next(iter(counts.values()))
         assert all(abs(count / first - 1) < 0.01 for count in counts.values()), (name, counts)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("asked", ["study", "dry run", "other videos"])
+def test_every_arm_can_be_told_at_every_length(name, asked, monkeypatch, toons_presets, tmp_path):
+    module = _load(ROOT / "experiments" / name / "run.py")
+    more = {"dry run": ["--dry_run"], "other videos": ["--config=configs/videos.py:long"]}.get(asked, [])
+    if not module.STUDY.stages and asked == "other videos":
+        return  # finished weights carry their own
+    monkeypatch.setattr("sys.argv", ["run.py", f"--work={tmp_path}", *more])
+    runner = module.study.Runner(module.STUDY, module.study.arguments_of(module.STUDY, ""))
+    assert runner.lengths and max(runner.lengths) <= (40 if asked == "dry run" else 3376)
+    for arm in module.STUDY.arms:
+        owner = next(other for other in module.STUDY.arms if other.name == (arm.like or arm.name))
+        file, preset = runner.config.rsplit(":", 1)
+        preset = preset if module.STUDY.stages else module.STUDY.preset  # finished weights come with theirs
+        presets = toons_presets if pathlib.Path(file).name == "toons.py" else _load(ROOT / file)
+        config = presets.get_config(preset)
+        fields = (*runner.fields, *owner.train, *arm.sample, "data.path='videos'")
+        fields += (f"train.stages={module.STUDY.stages or ('denoiser',)!r}",)
+        config.update_from_flattened_dict({key: _value(value) for key, value in (f.split("=", 1) for f in fields)})
+        config_lib.validate_training(config)
+        strategy = stories.GENERATORS.get(arm.way, {}).get("hierarchy.strategy", "diffusion_over_diffusion")
+        tree = config.hierarchy
+        for frames in runner.lengths if arm.way in stories.GENERATORS else ():
+            levels = strategies.plans(strategy, frames, tree.segment_length, tree.depth, tree.overlap)
+            assert {int(i) for level in levels for i in level.frame_index.flat} >= set(range(frames))
 
 
 @pytest.mark.parametrize("study", ["ours", "shipped"])
@@ -168,6 +198,54 @@ def test_fewer_than_three_seeds_make_nothing_bold_and_no_interval(seeds):
     assert lines[3].startswith(f"| up | 226 | {seeds} |") and "| 0.9 |" in lines[3] and "±" not in lines[2]
 
 
+def test_rows_of_one_seed_and_two_trainings_are_told_of():
+    module = _load(ROOT / "experiments" / "table1" / "run.py")
+    row = lambda error: {"exact": 0.5, "denoising_0": error, "denoising_1": 0.2}
+    rows = {f"{arm}/{seed}/{n}": row(0.1) for arm in ("tree", "hierarchy-2") for seed in range(3) for n in (16, 256)}
+    rows |= {f"tree, full noise/{seed}/16": row(0.1) for seed in range(2)}
+    assert module.study.study_table.mixed(module.STUDY, rows) == []
+    rows["hierarchy-2/1/256"] = row(0.11)
+    rows["tree, full noise/0/16"] = row(0.11)
+    said = module.study.study_table.table(module.STUDY, rows).splitlines()[-1]
+    assert said.endswith("hierarchy-2 (seeds 1); tree, full noise and tree (seeds 0).")
+
+
+def test_other_real_stories_stand_below_the_arms_and_are_measured_once(tmp_path, monkeypatch):
+    module = _load(ROOT / "experiments" / "table1" / "run.py")
+    monkeypatch.setattr("sys.argv", ["run.py", f"--work={tmp_path}", "--frames=16,256"])
+    runner = module.study.Runner(module.STUDY, module.study.arguments_of(module.STUDY, ""))
+    runner.results, called = tmp_path / "results.json", []
+    runner.floors(module.STUDY.arms[0], 0)  # its run is not there
+    assert not runner.rows()
+    (runner.workdir(module.STUDY.arms[0], 0) / "eval").mkdir(parents=True)
+    monkeypatch.setattr(runner, "_command", lambda mode, workdir, *flags: called.append((workdir, flags)))
+    record = {"others": {"b_fvd_16": {"value": 1200.0}}, "code": {"version": "1"}}
+    (runner.workdir(module.STUDY.arms[0], 0) / "eval" / "eval.json").write_text(json.dumps(record))
+    for _ in range(2):
+        runner.floors(module.STUDY.arms[5], 0)  # an arm of the same run
+    assert [flags[:4] for _, flags in called] == [
+        (f"--frames={n}", "--stories=4", "--others=4", "--ways=ground_truth") for n in (16, 256)
+    ]
+    rows = runner.rows() | {"tree/0/16": {"b_fvd_16": 900.0}}
+    lines = module.study.study_table.table(module.STUDY, rows).splitlines()
+    assert lines[2:5] == ["| tree | 16 | 1 | 900 |", "| other real stories | 16 | - | 1200 |"] + [
+        "| other real stories | 256 | - | 1200 |"
+    ]
+
+
+def test_a_story_is_shown_as_every_arm_tells_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    study_plot = _load(ROOT / "experiments" / "study_plot.py")
+
+    for name, grey in (("tree", 50), ("window", 90)):
+        rows = np.concatenate([np.full((8, 64, 3), level, np.uint8) for level in (200, grey)])  # the real one above
+        Image.fromarray(rows).save(tmp_path / f"{name}.png")
+    sheet = np.asarray(study_plot.stories({n: tmp_path / f"{n}.png" for n in ("tree", "window")}))
+    assert sheet.shape[0] == 24
+    assert [np.unique(row).tolist() for row in np.split(sheet[:, -64:], 3)] == [[200], [50], [90]]
+    assert (sheet[:, :-64] < 128).any()  # names
+
+
 def test_what_is_counted_is_never_bold():
     module = _load(ROOT / "experiments" / "table1" / "run.py")
     rows = {f"{arm}/{seed}/16": {"calls": n} for arm, n in (("tree", 8), ("hierarchy-2", 16)) for seed in range(3)}
@@ -213,7 +291,7 @@ def test_finished_weights_are_told_with_a_seed_s_noise_and_trained_by_nothing(tm
         monkeypatch.setattr("sys.argv", ["run.py", f"--work={tmp_path}", *more])
         made = module.study.Runner(module.STUDY, module.study.arguments_of(module.STUDY, ""))
         monkeypatch.setattr(made, "_command", lambda mode, workdir, *flags: called.append((mode, workdir, flags)))
-        monkeypatch.setattr(made, "_row", lambda *_: {"exact": 1.0})
+        monkeypatch.setattr(module.study.study_telling, "row", lambda *_: {"exact": 1.0})
         return made
 
     called, own = [], runner()
@@ -222,10 +300,12 @@ def test_finished_weights_are_told_with_a_seed_s_noise_and_trained_by_nothing(tm
     folder = own.workdir(module.STUDY.arms[0], 2) / "eval"
     folder.mkdir(parents=True)
     (folder / "eval.json").write_text("{}")
+    (folder / "story0.png").write_bytes(b"picture")
     own.run_all(["window"], [2])
     [(mode, workdir, flags)] = called
     assert (mode, workdir) == ("eval", folder.parent) and list(own.rows()) == ["window/2/1024"]
     assert {f"--weights={own.weights}", "--config.seed=2", "--ways=ground_truth,autoregressive"} <= set(flags)
+    assert own.pictures(2)["window"].read_bytes() == b"picture" and list(own.pictures(2)) == ["window"]
     assert own.weights.endswith("assets/toons_small.safetensors")
     with pytest.raises(SystemExit, match="--weights: .*mine.safetensors is not there;"):
         runner(f"--weights={tmp_path}/mine.safetensors")

@@ -1,6 +1,7 @@
 """A whole evaluation in process: its record, going on with what is kept, and which held-out videos are told."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -89,14 +90,25 @@ def test_the_record_holds_every_way_by_every_metric(config, evaluated):
     place, record = evaluated
     assert json.loads((place / "eval" / "eval.json").read_text()) == json.loads(json.dumps(record))
     assert list(record["metrics"]) == list(record["stories"]) == list(WAYS)
-    assert record["metrics"]["ground_truth"] == {}  # the measure itself
     names = {"b_fvd_10", "b_fvd_10_pooled", "fvd_10", "fvd_spread_10", "avg_fid"}
+    of_one = {way: {n for n in record["metrics"][way] if n not in names} for way in WAYS}  # found of single videos
+    assert {"story_scene", "story_border_ratio"} <= of_one["ground_truth"] == set(record["metrics"]["ground_truth"])
+    assert of_one["vae_ceiling"] - of_one["nuwa_xl"] == {"psnr", "ssim"} and "story_num_frames" not in of_one["nuwa_xl"]
     for way in WAYS[1:]:
-        assert set(record["metrics"][way]) == names
-        for metric in record["metrics"][way].values():
-            assert metric["value"] > 0 and metric["subject"]["way"] == way
-            assert metric["subject"]["weights"] == {"sha256": "w"}
-    assert set(record["others"]) == names
+        assert names < set(record["metrics"][way])
+        for name, metric in record["metrics"][way].items():
+            assert metric["subject"]["way"] == way and metric["protocol"]["real"]["sha256"]
+            assert metric["subject"]["weights"]["sha256"] == "w" and metric["subject"]["text"]["per_frame"] is True
+            if name in names:
+                assert metric["value"] > 0
+                floor = {"way": "other_real", "videos": 2, "value": record["others"][name]["value"]}
+                assert metric["floor"] == floor
+        summary = record["stories"][way]["summary"]["mean"]
+        assert record["metrics"][way]["story_scene"]["value"] == pytest.approx(summary["scene"], abs=1e-6)
+    assert record["metrics"]["vae_ceiling"]["psnr"]["value"] == pytest.approx(
+        record["stories"]["vae_ceiling"]["psnr"], abs=1e-4
+    )
+    assert set(record["others"]) == names and set(record["code"]) >= {"version"}
     assert record["others"]["avg_fid"]["protocol"]["captions"] == "others"
     assert record["protocol"]["frames"] == FRAMES and record["protocol"]["others"] == 2
     assert record["stories"]["vae_ceiling"]["psnr"] < 30 and "cost" not in record["stories"]["vae_ceiling"]
@@ -108,7 +120,9 @@ def test_the_record_holds_every_way_by_every_metric(config, evaluated):
 
 def test_ways_of_one_evaluation_stand_in_one_table(evaluated, capsys):
     comparison.run([str(evaluated[0])])
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == sorted(WAYS)  # JSON sorts them
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == sorted(WAYS)  # JSON sorts them
+    assert {"b_fvd_10", "avg_fid", "story_scene", "psnr"} <= {row.split()[0] for row in rows}
 
 
 def _without_times(record):
@@ -137,6 +151,24 @@ def test_another_sampler_or_length_makes_other_videos_and_no_error_anew(config, 
     assert _run(config, bundle, place, ways=WAYS[:1], card="others")["denoising"] != record["denoising"]
 
 
+def test_a_network_that_is_asked_otherwise_makes_its_videos_anew(config, bundle, evaluated, tmp_path, capsys):
+    shutil.copytree(evaluated[0], tmp_path, dirs_exist_ok=True)
+    other = config.copy_and_resolve_references()
+    other.text.per_frame = False
+    capsys.readouterr()
+    record = _run(other, bundle, tmp_path, ways=("ground_truth", "nuwa_xl"))
+    assert _told(capsys) == ["nuwa_xl, story 1", "nuwa_xl, story 2"]
+    assert record["metrics"]["nuwa_xl"]["b_fvd_10"]["subject"]["text"]["per_frame"] is False
+
+
+def test_other_numbers_under_one_card_are_told_anew(config, bundle, evaluated, tmp_path, capsys):
+    shutil.copytree(evaluated[0], tmp_path, dirs_exist_ok=True)
+    other = bundle | {"latent_shift": bundle["latent_shift"] + 1}
+    capsys.readouterr()
+    _run(config, other, tmp_path, ways=("ground_truth", "vae_ceiling"))
+    assert _told(capsys) == ["vae_ceiling, story 1", "vae_ceiling, story 2"]
+
+
 def test_what_is_lost_of_one_way_is_made_again_to_the_same_numbers(config, bundle, evaluated, capsys):
     place, record = evaluated
     lost = sorted(place.glob("eval/scores/*/nuwa_xl_0001.*"))
@@ -163,7 +195,7 @@ def test_other_weights_are_another_evaluation_of_the_same_real_videos(config, bu
     assert _without_times(again) == _without_times(apart) and again["others"] == record["others"]
     for name, metric in again["metrics"]["vae_ceiling"].items():
         theirs = record["metrics"]["vae_ceiling"][name]
-        assert metric["value"] == theirs["value"] and metric["subject"]["weights"] == {"sha256": "other"}
+        assert metric["value"] == theirs["value"] and metric["subject"]["weights"]["sha256"] == "other"
         comparison.check(name, metric, theirs)
 
 
@@ -190,7 +222,9 @@ def test_a_vae_alone_is_evaluated_without_generation(config, bundle, evaluated, 
 
 def test_a_single_story_has_scores_and_no_distances(config, bundle, tmp_path, capsys):
     record = _run(config, bundle, tmp_path, told=1, ways=WAYS[:1])
-    assert record["metrics"] == {} and record["others"] == {} and record["protocol"]["others"] == 0
+    assert record["others"] == {} and record["protocol"]["others"] == 0
+    [(name, found)] = record["metrics"].items()
+    assert name == "ground_truth" and all(n.startswith("story_") and m["interval"] is None for n, m in found.items())
     assert "distances need at least 2 stories" in capsys.readouterr().err
 
 
@@ -237,7 +271,15 @@ def test_first_windows_of_all_videos_come_before_second_ones(folder):
     first = [held.frames(i, whole[:2]).mean((1, 2, 3)) / 3 for i in range(4)]
     np.testing.assert_allclose(first, [[0, 1]] * 3 + [[28, 29]], atol=1)
     assert held.frames(3, whole).shape == (28, 16, 16, 3)
-    assert held.protocol() == {"source": "folder", "split": "test", "frame_size": 16}
+    told = held.protocol(2)
+    assert (told["source"], told["split"], told["frame_size"]) == ("folder", "test", 16)
+    assert told["sha256"] == held_out.HeldOut(config, 2, 28).digest(2) != held.digest(3)
+    other = config.copy_and_resolve_references()
+    other.data.caption_fill = "nearest" if config.data.caption_fill == "none" else "none"
+    assert held_out.HeldOut(other, 2, 28).digest(2) == told["sha256"]  # these captions have no gap to fill
+    captions_changed = held_out.HeldOut(config, 2, 28)
+    captions_changed.captions = lambda i, index: ["another story"] * len(index)
+    assert captions_changed.digest(2) != told["sha256"]
 
 
 def test_too_few_held_out_windows_are_refused_with_their_number(folder):

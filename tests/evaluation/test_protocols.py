@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -160,6 +161,26 @@ def test_similarity_is_the_mean_over_frames_and_videos(real):
     assert protocols.similarity(read, WHICH, _measures(similarity=None), data=DATA, subject=SUBJECT) == {}
 
 
+def test_a_distance_has_that_of_other_real_videos_beside_it(real, made):
+    others = _records(_read(real), _read([_video(50 + i) for i in range(7)]), paired=False)
+    common = dict(paired=True, data=DATA, subject=SUBJECT, floor=others)
+    for name, record in protocols.records(_read(real), _read(made), WHICH, _measures(), **common).items():
+        assert record["floor"] == {"value": others[name]["value"], "videos": 7, **SUBJECT}
+
+
+def test_means_of_single_videos_are_records_with_intervals():
+    found = {"psnr": [30.0, 32.0, 31.0, 35.0, 29.0], "action": [1.0, None, 0.5, None, 0.0], "direction": [None] * 5}
+    records = protocols.means(found, {"read by": "a"}, SUBJECT)
+    assert list(records) == ["psnr", "action"] and records["psnr"]["value"] == pytest.approx(31.4)
+    low, high = records["psnr"]["interval"]
+    assert 29 < low < 31.4 < high < 35 and records["psnr"]["notes"] == []
+    assert records["action"]["value"] == pytest.approx(0.5) and records["action"]["interval"] is None  # of three
+    assert records["action"]["notes"] == ["not to be measured in 2 of 5 videos"]
+    other = protocols.means({"psnr": found["psnr"]}, {"read by": "b"}, SUBJECT)
+    with pytest.raises(comparison.ProtocolError, match='psnr: other protocols.*read by: "a", "b"'):
+        comparison.check("psnr", records["psnr"], other["psnr"])
+
+
 def test_equal_videos_are_at_zero(real):
     read = _read(real)
     for record in _records(read, read).values():
@@ -202,9 +223,12 @@ def test_sets_of_other_sizes_are_measured_unpaired(real, made):
 
 def test_notes_say_what_a_number_is_not(real, made):
     records = _records(_read(real[:5]), _read(made[:5]))
-    few = "5 samples of 6 features: covariances are singular and the distance is biased"
+    few = "5 samples of 6 features: covariances are singular, and the distance is biased upwards"
     assert records["b_fvd_10"]["notes"][0].startswith(few) and records["fvd_10"]["notes"][0].startswith(few)
-    assert records["b_fvd_10_pooled"]["notes"] == records["avg_fid"]["notes"] == []
+    [pooled] = records["b_fvd_10_pooled"]["notes"]  # 20 samples, of few videos
+    assert pooled.startswith("5 videos, of which 20 samples of 6 features depend on one another, and the distance is b")
+    assert records["avg_fid"]["notes"] == [] and "floor" not in records["avg_fid"]  # 5 videos of 3 features
+    assert all(record["notes"] == [] for record in _records(_read(real[:7]), _read(made[:7])).values())
     other = _measures(stills=dataclasses.replace(_measures().stills, fid=False, standard=False))
     records = _records(_read(real[:5]), _read(made[:5]), measures=other)
     assert "avg_fid" not in records and "weights are not the standard ones" in records["frechet_stills"]["notes"]
@@ -238,9 +262,9 @@ def test_figures_of_one_protocol_stand_in_one_table(real, made):
     other = _records(_read(real), _read([video // 2 for video in made]))
     text = comparison.table({"first": one, "second": other, "nothing": {}})
     head, *rows = text.splitlines()
-    assert head.split() == list(one) and [row.split()[0] for row in rows] == ["first", "second", "nothing"]
-    assert f"{one['b_fvd_10']['value']:.4g} [" in rows[0] and f"{other['avg_fid']['value']:.4g} [" in rows[1]
-    assert rows[2].split()[1:] == ["-"] * 5 and len({len(line) for line in (head, *rows)}) == 1
+    assert head.split() == ["first", "second", "nothing"] and [row.split()[0] for row in rows] == list(one)
+    assert f"{one['b_fvd_10']['value']:.4g} [" in rows[0] and f"{other['avg_fid']['value']:.4g} [" in rows[-1]
+    assert all(row.split()[-1] == "-" for row in rows) and len({len(line) for line in (head, *rows)}) == 1
     comparison.check("b_fvd_10", one["b_fvd_10"], json.loads(json.dumps(other["b_fvd_10"])))
 
 
@@ -287,14 +311,11 @@ def test_evaluations_are_compared_by_their_files(real, made, tmp_path, capsys):
     _write(tmp_path / "b" / "eval.json", {"nuwa_xl": second})
     paths = [str(tmp_path / "a"), str(tmp_path / "b")]
     comparison.run(paths)
-    rows = capsys.readouterr().out.splitlines()[1:]
-    assert [row.split("  ")[0] for row in rows] == [
-        f"{paths[0]}: nuwa_xl",
-        f"{paths[0]}: vae_ceiling",
-        f"{paths[1]}: nuwa_xl",
-    ]
+    head = capsys.readouterr().out.splitlines()[0]
+    columns = [f"{paths[0]}: nuwa_xl", f"{paths[0]}: vae_ceiling", f"{paths[1]}: nuwa_xl"]
+    assert [label.strip() for label in re.split("  +", head.strip())] == columns
     comparison.run([str(tmp_path / "b" / "eval.json")])
-    assert capsys.readouterr().out.splitlines()[1].split()[0] == "nuwa_xl"
+    assert capsys.readouterr().out.splitlines()[0].split() == ["nuwa_xl"]
     other = _records(_read(real[:5]), _read(made[:5]))
     _write(tmp_path / "c" / "eval.json", {"nuwa_xl": other})
     with pytest.raises(ValueError, match="b_fvd_10: other protocols.*real.digest"):

@@ -72,6 +72,7 @@ def test_the_distance_is_that_of_the_colours_and_0_of_a_copy(tmp_path):
     halves = [blocks["real"][first::2].reshape(-1, 3) for first in (0, 1)]
     assert record["halves"]["b_fvd_10_pooled"]["value"] == pytest.approx(frechet.distance_of_samples(*halves), rel=1e-4)
     assert json.loads((tmp_path / "out" / "score" / "score.json").read_text())["metrics"] == record["metrics"]
+    assert found["floor"]["value"] == record["halves"]["b_fvd_10"]["value"] and found["floor"]["videos"] == 3
     copy = _write(tmp_path / "copy", of["real"])
     same = _run(copy, real, tmp_path / "same")["metrics"]["made"]["b_fvd_10"]
     assert same["value"] == pytest.approx(0, abs=1e-6) and same["protocol"]["captions"] == "those of the real videos"
@@ -113,6 +114,13 @@ def test_captions_are_compared_where_every_frame_has_one(tmp_path):
     real = _write(tmp_path / "b", _colours(1, 3))
     told = _run(_write(tmp_path / "a", _colours(0, 3)), real, tmp_path / "out", _measures(similarity=_Letters()))
     assert told["metrics"]["made"]["clip_similarity"]["value"] == pytest.approx(2.0)
+    other = _run(_write(tmp_path / "d", _colours(5, 3)), real, tmp_path / "other", _measures(similarity=_Letters()))
+    of = [each["metrics"]["made"] for each in (told, other)]
+    assert all(name in comparison.table({"one": of[0], "other": of[1]}) for name in ("clip_similarity", "b_fvd_10"))
+    (tmp_path / "d" / "v01.txt").write_text("something else")
+    changed = _run(str(tmp_path / "d"), real, tmp_path / "changed", _measures(similarity=_Letters()))["metrics"]["made"]
+    with pytest.raises(comparison.ProtocolError, match="clip_similarity: other protocols.*captions of.sha256"):
+        comparison.table({"one": of[0], "changed": changed})
     silent = _write(tmp_path / "c", _colours(0, 3), captions=False)
     record = _run(silent, real, tmp_path / "silent", _measures(similarity=_Letters()))
     assert "clip_similarity" not in record["metrics"]["made"] and "not every frame" in record["notes"][-1]

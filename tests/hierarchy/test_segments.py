@@ -12,6 +12,7 @@ from nuwaxl_jax.hierarchy import plan as plan_lib
 from nuwaxl_jax.hierarchy import program
 from nuwaxl_jax.hierarchy import sample
 from nuwaxl_jax.hierarchy import segments
+from nuwaxl_jax.hierarchy import strategies
 
 PROMPTS = ["a big blue star jumps at night", "a small red circle stands in the snow"]
 FRAMES = 28
@@ -170,3 +171,20 @@ def test_temperature_is_a_levels_own_and_the_windows_apart(world):
     assert np.abs(one.latents - other.latents).max() > 1e-2
     config.sampler.window_steps = 3
     assert segments.denoiser_calls(config, 2) == 3
+
+
+@pytest.mark.parametrize("strategy", ["diffusion_over_diffusion", "hierarchy_2"])
+def test_a_video_of_one_segment_starts_from_noise_as_a_window_does(world, strategy):
+    """Else every seed would make the same video of it."""
+    config, networks, bundle, index = world
+    config = config.copy_and_resolve_references()
+    config.hierarchy.strategy = strategy
+    config.sampler.update(temperature=(0.0, 0.0, 0.0), window_temperature=1.0, window_steps=3)
+    seeds = (jax.random.key(1), jax.random.key(2))
+    make = lambda key: sample.generate(config, networks, bundle, PROMPTS, index[:, :4], key=key, progress=False)
+    one, other = (make(key) for key in seeds)
+    assert np.abs(one.latents - other.latents).max() > 1e-2 and one.serial_depth == 3
+    config.sampler.window_temperature = 0.0
+    np.testing.assert_array_equal(*(make(key).latents for key in seeds))
+    longer = strategies.plans(strategy, 5, 4, 3, 1)  # of two segments, each with both ends given
+    assert not strategies.knows_no_future(strategy, longer, 3)

@@ -7,6 +7,7 @@ transformers has it (`config.json`, `model.safetensors`, the tokenizer's files),
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -157,8 +158,14 @@ def read(folder: str | os.PathLike) -> CLIP:
         _filled(tower, tokens, entries, tensors),
         tokenizer,
         size,
-        next(iter(tensors.digest().values())),
+        _digest(tensors),
     )
+
+
+def _digest(tensors: tensors_lib.Tensors) -> str:
+    """SHA-256 of the file; of several, of all their hashes."""
+    hashes = [found for _, found in sorted(tensors.digest().items())]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _filled(tower: nn.Module, example: jax.Array, entries: list[names.Entry], tensors: tensors_lib.Tensors) -> Any:
