@@ -133,23 +133,41 @@ def _value(text):
         return text
 
 
-@pytest.mark.slow
-def test_a_dry_run_trains_tells_and_tabulates_and_goes_on_from_what_is_kept(tmp_path):
+def _dry_run(study, arm, work, *flags):
+    """What a dry run of one arm with one seed prints, and the row that it writes."""
     env = dict(os.environ, PYTHONPATH=str(ROOT), PYTHONWARNINGS="ignore")
-    command = [sys.executable, str(ROOT / "experiments" / "table2b" / "run.py"), "--dry_run", "--only=top_up"]
-    command += ["--seeds=0", f"--work={tmp_path}", "--stories=1", "--frames=10", "--jobs=2", "--kept=64"]
-    run = lambda: subprocess.run(command, capture_output=True, text=True, env=env, timeout=900)
-    first = run()
-    assert first.returncode == 0, first.stdout[-2000:] + first.stderr[-2000:]
-    assert "| top_up | 10 | 1 |" in first.stdout
-    [row] = json.loads(next(tmp_path.rglob("table2b/*/results.json")).read_text()).values()
+    command = [sys.executable, str(ROOT / "experiments" / study / "run.py"), "--dry_run", f"--only={arm}"]
+    command += ["--seeds=0", f"--work={work}", "--stories=1", "--frames=10", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=900)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert f"| {arm} | 10 | 1 |" in done.stdout
+    [results] = work.rglob(f"{study}/*/results.json")
+    [row] = json.loads(results.read_text()).values()
+    return done.stdout, row
+
+
+@pytest.mark.slow
+def test_dry_runs_train_tell_and_tabulate_and_go_on_from_what_is_kept(tmp_path):
+    flags = ("--jobs=2", "--kept=64")
+    out, row = _dry_run("table2b", "down_up, line", tmp_path, *flags)
+    assert "trained in" in out
     assert {"scene", "denoising_1", "calls"} <= set(row) and "seconds" not in row  # two jobs: no time of its own
     with safetensors.safe_open(next(tmp_path.rglob("image-0.safetensors")), "numpy") as start:
         names = list(start.keys())  # an arm's own start of temporal layers must count, and its number of levels
     assert any(name.startswith("vae/") for name in names)
     assert not [name for name in names if "temporal" in name or "level_embedding" in name]
-    again = run()
-    assert again.returncode == 0 and "trained in" not in again.stdout and "| top_up | 10 | 1 |" in again.stdout
+    for study, arm in (("table1", "tree"), ("table2c", "depth 3"), ("table2d", "16 frames"), ("ours", "as it is")):
+        assert _dry_run(study, arm, tmp_path, *flags)[1] == row  # one arm of five studies
+    assert len(list(tmp_path.rglob("run-*/denoiser"))) == 1
+    out, _ = _dry_run("table2b", "down_up, line", tmp_path, *flags)
+    assert "trained in" not in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study, arm, figures", [("table2a", "identity", {"psnr"}), ("shipped", "tree", {"calls"})])
+def test_dry_runs_of_a_vae_and_of_finished_weights(study, arm, figures, tmp_path):
+    _, row = _dry_run(study, arm, tmp_path)
+    assert figures | {"border_ratio", "weights"} <= set(row)
 
 
 def test_the_page_of_results_is_what_the_data_give():
