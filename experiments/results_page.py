@@ -67,7 +67,7 @@ def _seconds(module, folder: pathlib.Path) -> list[str]:
         return []
     record = json.loads(file.read_text())
     machine = record["machine"]
-    on = f"{machine['devices']} devices of {machine['backend']}, median of {record['repeats']}"
+    on = f"{machine['devices']} devices of {machine['backend']}, medians of the runs in `seconds.json`"
     return [
         f"`python experiments/{folder.name}/seconds.py` ({on}):",
         "",
