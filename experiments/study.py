@@ -36,9 +36,10 @@ import study_export
 import study_table
 import study_telling
 
-from nuwaxl_jax import files
-
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the code here, as the commands below have it, and not a copy that is installed
+
+from nuwaxl_jax import files  # noqa: E402
 
 # Fields that training examples follow from (training/caching.py): arms that agree in them share kept latents.
 _EXAMPLES = ("data.", "vae.", "mtd.", "hierarchy.segment_length", "hierarchy.depth", "hierarchy.handover", "text.token")
