@@ -167,7 +167,7 @@ def test_dry_runs_train_tell_and_tabulate_and_go_on_from_what_is_kept(tmp_path):
 @pytest.mark.parametrize("study, arm, figures", [("table2a", "identity", {"psnr"}), ("shipped", "tree", {"calls"})])
 def test_dry_runs_of_a_vae_and_of_finished_weights(study, arm, figures, tmp_path):
     _, row = _dry_run(study, arm, tmp_path)
-    assert figures | {"border_ratio", "weights"} <= set(row)
+    assert figures | {"scene", "weights"} <= set(row)
 
 
 def test_the_page_of_results_is_what_the_data_give():
