@@ -9,12 +9,12 @@ import argparse
 import importlib.util
 import json
 import pathlib
-import re
 import sys
 
 from nuwaxl_jax import files
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+import prose  # noqa: E402
 import study_telling  # noqa: E402
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -23,7 +23,8 @@ STUDIES = ("table1", "table2a", "table2b", "table2c", "table2d", "ours", "shippe
 HEAD = f"""# Results
 
 Made by `python experiments/results_page.py` from the data in these folders. The command above each table makes its
-numbers.
+numbers. Those in the text beneath are computed anew from the same rows by `python experiments/prose.py`, which reads
+from each study's `figures.txt` what they are of, and which of them no row gives (the paper's, settings).
 
 **What can be compared with the paper, and what cannot.** The paper's numbers are of FlintstonesHD, which was never
 released, with networks, training and evaluation sizes that it does not state. Ours are of toons, a procedural
@@ -55,9 +56,8 @@ def _paper(name: str, paper: dict) -> list[str]:
 
 def _finding(folder: pathlib.Path) -> list[str]:
     """The section 'Finding' of a study's README."""
-    file = folder / "README.md"
-    found = re.search(r"^## Finding\n+(.*?)(?=^## |\Z)", file.read_text() if file.is_file() else "", re.M | re.S)
-    return [found.group(1).strip(), ""] if found else []
+    found = prose.finding(folder)
+    return [found, ""] if found else []
 
 
 def _seconds(module, folder: pathlib.Path) -> list[str]:
