@@ -45,7 +45,7 @@ def _small(config: ml_collections.ConfigDict) -> None:
     """
     config.data.level_weights = (1.0, 4.0, 2.0)
     config.diffusion.update(time_shift=3.0, first_only_prob=0.3)
-    config.train.denoiser.update(num_steps=5000, pretrained_lr_ratio=0.5)
+    config.train.denoiser.update(num_steps=6000, pretrained_lr_ratio=0.5)
 
 
 def _study(config: ml_collections.ConfigDict) -> None:
