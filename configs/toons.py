@@ -5,7 +5,7 @@
 preset  what it is                                               on 2 CPU cores
 tiny    every part at its smallest, for tests                    seconds
 quick   from nothing to a recognisable video                     17 minutes with --cpu_devices=2
-small   the shipped model's size (experiments/toons_small)       some four hours with --cpu_devices=2
+small   the shipped model's size (experiments/toons_small)       hours with --cpu_devices=2
 study   arms of the studies (experiments/study.py)               7 to 11 minutes an arm on one core, from its start on
 """
 
@@ -42,7 +42,8 @@ def _small(config: ml_collections.ConfigDict) -> None:
     """Of the shipped model's size: level 1 learns motion at noisy timesteps, with no last frame to tell it.
 
     Of the weights that ship the last 3000 steps were trained so, but for the rates; those before without
-    (experiments/toons_small).
+    (experiments/toons_small). That pre-trained layers learn at half the rate of new ones has not been tried beside a
+    fifth, the default.
     """
     config.data.level_weights = (1.0, 4.0, 2.0)
     config.diffusion.update(time_shift=3.0, first_only_prob=0.3)

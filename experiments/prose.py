@@ -12,8 +12,8 @@ FIGURE is the text as the prose has it. `a ± b` is a mean over seeds and half o
 in order; of several, their means, the terms changing fastest and the metrics slowest. One number is a mean. TERM is
 `ARM`, `ARM - ARM` (seed by seed) or `ARM / ARM` (the same), an arm by its name, with ` @ FRAMES` where it is of another
 length. METRIC is a figure of the rows, `seconds` of seconds.json, or `trend NAME`: the last quarter of the curve NAME
-over the frames less its first. A line `FIGURE | stated | WHY` is of what no row can give: the paper's numbers,
-settings, rows of an earlier commit.
+over the frames less its first. A line `FIGURE | stated | WHY` is of what is not computed here: the paper's numbers,
+settings, rows of an earlier commit, the largest of several differences. A text that stands twice may have two lines.
 
 Each number has to have a line, alone, in a list or with ±, but whole numbers up to 32, lengths of videos, and what
 stands in code.
@@ -97,7 +97,7 @@ class Rows:
             out = study_table.by_seed(self._rows, arm, int(frames), metric)
         if not out:
             raise KeyError(f"no row of {arm!r} at {frames} frames has {metric!r}")
-        return dict(sorted(out.items()))
+        return dict(sorted(out.items(), key=lambda item: int(item[0])))
 
     def term(self, text: str, frames: str, metric: str) -> list[float]:
         """Figures of a TERM by seed, of the seeds that all its arms have."""
@@ -106,7 +106,7 @@ class Rows:
         for part in parts[::2]:
             arm, _, own = part.partition(" @ ")
             arms.append(self.by_seed(arm.strip(), own.strip() or frames, metric))
-        seeds = sorted(set.intersection(*map(set, arms)))
+        seeds = [seed for seed in arms[0] if all(seed in arm for arm in arms)]
         values = [arms[0][seed] for seed in seeds]
         if len(arms) == 2:
             other = [arms[1][seed] for seed in seeds]
@@ -135,7 +135,7 @@ def computed(figure: str, what: str, terms: str, rows: Rows) -> str:
     values = [rows.term(term, frames, metric) for metric, frames, term in every]
     numbers = re.findall(NUMBER, figure)
     if "±" in figure:
-        given = list(study_table.interval(values[0]))
+        given = list(study_table.interval(values[0])) if len(values) == 1 else []
     elif len(values) > 1 or len(numbers) == 1:
         given = [float(np.mean(of)) for of in values]
     else:
@@ -153,7 +153,7 @@ def lines(folder: pathlib.Path) -> Iterator[list[str]]:
         if not line.strip() or line.startswith("#"):
             continue
         parts = [part.strip() for part in line.split("|")]
-        if len(parts) != 3 or not all(parts):
+        if len(parts) != 3 or not all(parts) or not (parts[1] == "stated" or "@" in parts[1]):
             raise ValueError(f"{file.name}, line {number}: {line!r}; write FIGURE | METRIC @ FRAMES | TERM")
         yield parts
 
@@ -162,7 +162,7 @@ def wrong(folder: pathlib.Path) -> list[str]:
     """A line each: figures that the rows give otherwise, that the prose does not have, that no line explains."""
     text = finding(folder)
     flat, out, explained = plain(text), [], set()
-    rows = Rows(folder) if (folder / "results.json").is_file() else None
+    rows = Rows(folder)
     for figure, what, terms in lines(folder):
         explained.add(figure)
         if not re.search(rf"(?<![\w.]){re.escape(figure)}(?![\w])", flat):
@@ -180,9 +180,13 @@ def wrong(folder: pathlib.Path) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="*", default=sorted(file.parent.name for file in HERE.glob("*/figures.txt")))
+    parser.add_argument("studies", nargs="*", metavar="STUDY")
+    known = sorted(file.parent.name for file in HERE.glob("*/figures.txt"))
+    asked = parser.parse_args().studies or known
+    if unknown := set(asked) - set(known):
+        parser.error(f"STUDY: {', '.join(sorted(unknown))} has no figures.txt; choose from {', '.join(known)}")
     bad = 0
-    for name in parser.parse_args().studies:
+    for name in asked:
         told = list(lines(HERE / name))
         mistakes = wrong(HERE / name)
         stated = sum(what == "stated" for _, what, _ in told)

@@ -24,7 +24,8 @@ HEAD = f"""# Results
 
 Made by `python experiments/results_page.py` from the data in these folders. The command above each table makes its
 numbers. Those in the text beneath are computed anew from the same rows by `python experiments/prose.py`, which reads
-from each study's `figures.txt` what they are of, and which of them no row gives (the paper's, settings).
+from each study's `figures.txt` what they are of, and which of them are stated and not
+computed (the paper's, settings, rows of earlier commits).
 
 **What can be compared with the paper, and what cannot.** The paper's numbers are of FlintstonesHD, which was never
 released, with networks, training and evaluation sizes that it does not state. Ours are of toons, a procedural

@@ -72,6 +72,24 @@ def test_figures_without_a_line_and_lines_without_a_figure_are_told(prose, tmp_p
     assert said[2:] == [f"{figure}: no line of figures.txt" for figure in ("3.0 ± 6.6", "41 and 42", "0.5")]
 
 
+@pytest.mark.parametrize("line", ["3.0 | fvd | tree", "3.0 | fvd @ 226", "3.0"])
+def test_a_line_that_lacks_something_is_named(line, prose, tmp_path):
+    with pytest.raises(ValueError, match="figures.txt, line 2: .*write FIGURE"):
+        prose.wrong(_study(tmp_path, "It is 3.0.", line))
+
+
+def test_an_interval_is_of_one_term(prose, tmp_path):
+    [said] = prose.wrong(_study(tmp_path, "It is 3.0 ± 6.6.", "3.0 ± 6.6 | fvd @ 226 | tree; window"))
+    assert said.endswith("is 0 numbers")
+
+
+def test_a_study_without_figures_is_refused(prose, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["prose.py", "table1", "table9"])
+    with pytest.raises(SystemExit) as ended:
+        prose.main()
+    assert ended.value.code == 2 and "table9 has no figures.txt" in capsys.readouterr().err
+
+
 def test_an_arm_that_is_not_there_is_told(prose, tmp_path):
     folder = _study(tmp_path, "It is 3.0.", "3.0 | fvd @ 226 | three")
     assert "no row of 'three' at 226 frames has 'fvd'" in prose.wrong(folder)[0]
