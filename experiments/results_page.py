@@ -11,11 +11,10 @@ import json
 import pathlib
 import sys
 
+sys.path[:0] = map(str, pathlib.Path(__file__).resolve().parents[:2])  # the code here, and no copy that is installed
 from nuwaxl_jax import files
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-import prose  # noqa: E402
-import study_telling  # noqa: E402
+import prose
+import study_telling
 
 HERE = pathlib.Path(__file__).resolve().parent
 PAGE = HERE / "RESULTS.md"

@@ -26,6 +26,7 @@ import av
 import numpy as np
 from PIL import Image
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))  # the code here, and no copy that is installed
 from nuwaxl_jax import config as config_lib
 from nuwaxl_jax import files
 from nuwaxl_jax import video_io

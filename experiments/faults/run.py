@@ -21,6 +21,7 @@ import sys
 import tempfile
 from xml.etree import ElementTree
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))  # the code here, and no copy that is installed
 from nuwaxl_jax import files
 
 HERE = pathlib.Path(__file__).resolve().parent

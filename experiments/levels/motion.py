@@ -22,11 +22,13 @@ segment's truth, what was made, what the exchange made.
 import argparse
 import os
 import pathlib
+import sys
 
 import jax
 import numpy as np
 from PIL import Image
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))  # the code here, and no copy that is installed
 from nuwaxl_jax import files
 from nuwaxl_jax import networks as networks_lib
 from nuwaxl_jax import weights as weights_lib

@@ -12,10 +12,12 @@ weights, measured alike, stays.
 import argparse
 import os
 import pathlib
+import sys
 
 import jax
 import numpy as np
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))  # the code here, and no copy that is installed
 from nuwaxl_jax import files
 from nuwaxl_jax import networks as networks_lib
 from nuwaxl_jax import weights as weights_lib

@@ -24,12 +24,12 @@ import time
 import jax
 import numpy as np
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))  # the code here, and no copy that is installed
 from nuwaxl_jax import files
 from nuwaxl_jax import networks as networks_lib
 from nuwaxl_jax import video_io
 from nuwaxl_jax import weights
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 from configs import toons  # noqa: E402
 
 HERE = pathlib.Path(__file__).resolve().parent

@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import pathlib
+import sys
 from typing import Callable
 
 import jax
@@ -21,6 +22,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))  # the code here, and no copy that is installed
 from nuwaxl_jax import config as config_lib
 from nuwaxl_jax import files
 from nuwaxl_jax.evaluation import held_out

@@ -23,6 +23,7 @@ import sys
 import tempfile
 from typing import Iterable, Iterator
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))  # the code here, and no copy that is installed
 from nuwaxl_jax import files
 from nuwaxl_jax.cost import growth
 from nuwaxl_jax.cost import report

@@ -24,6 +24,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))  # the code here, and no copy that is installed
 from nuwaxl_jax import files
 from nuwaxl_jax import networks as networks_lib
 from nuwaxl_jax import video_io

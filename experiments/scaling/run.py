@@ -23,6 +23,7 @@ import json
 import os
 import pathlib
 import statistics
+import sys
 import time
 from typing import Any
 
@@ -30,7 +31,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))  # the code here, and no copy that is installed
 import view
+
 from nuwaxl_jax import config as config_lib
 from nuwaxl_jax import files
 from nuwaxl_jax import partitioning

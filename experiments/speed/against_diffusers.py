@@ -14,6 +14,7 @@ import argparse
 import os
 import pathlib
 import statistics
+import sys
 import time
 
 import diffusers
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))  # the code here, and no copy that is installed
 from nuwaxl_jax import files
 from nuwaxl_jax import host_memory
 from nuwaxl_jax.models import mtd_unet

@@ -14,12 +14,14 @@ import json
 import os
 import pathlib
 import statistics
+import sys
 import time
 from typing import Any, Callable
 
 import jax
 import jax.numpy as jnp
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))  # the code here, and no copy that is installed
 from nuwaxl_jax import files
 from nuwaxl_jax.cost import topologies
 from nuwaxl_jax.models import layers

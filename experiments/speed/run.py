@@ -13,11 +13,13 @@ import os
 import pathlib
 import platform
 import statistics
+import sys
 import time
 
 import jax
 import numpy as np
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))  # the code here, and no copy that is installed
 from nuwaxl_jax import files
 from nuwaxl_jax import networks as networks_lib
 from nuwaxl_jax import partitioning

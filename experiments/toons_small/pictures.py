@@ -8,10 +8,12 @@ import argparse
 import json
 import pathlib
 import shutil
+import sys
 
 import numpy as np
 from PIL import Image
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))  # the code here, and no copy that is installed
 from nuwaxl_jax import video_io
 
 HERE = pathlib.Path(__file__).parent
