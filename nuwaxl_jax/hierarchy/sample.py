@@ -34,6 +34,7 @@ from nuwaxl_jax import networks as networks_lib
 from nuwaxl_jax import partitioning
 from nuwaxl_jax import profiling
 from nuwaxl_jax import video_io
+from nuwaxl_jax.data.toons import world
 from nuwaxl_jax.hierarchy import autoregressive
 from nuwaxl_jax.hierarchy import decode as decode_lib
 from nuwaxl_jax.hierarchy import frames as frames_lib
@@ -353,6 +354,8 @@ def _run(
         f"{num_frames} frames of {config.data.frame_size}x{config.data.frame_size}, {len(prompts)} prompts, "
         f"{sum(p.num_segments for p in plans)} segments in {len(plans)} levels; compiling"
     )
+    if config.data.source == "toons" and (note := world.foreign_prompts(story.prompts)):
+        say(f"{story_path}: {note}")
     mesh = partitioning.make_mesh(**config.mesh.to_dict())
     frames = _latents(config, networks, bundle, prompts, index, plans, path, redo, say)
     leaving = f"{path}: interrupted; the same command goes on"

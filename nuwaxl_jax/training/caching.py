@@ -11,7 +11,7 @@ every setting that an example follows from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import math
 import os
 import time
@@ -79,6 +79,18 @@ def iterator(config: ml_collections.ConfigDict, workdir: str, stage: str) -> pip
         process_count=jax.process_count(),
         cached=examples,
     )
+
+
+def look_ahead(config: ml_collections.ConfigDict, stages: Sequence[str]) -> None:
+    """Asks whether videos are long enough for stages that are trained later, so that the first does not run in vain.
+
+    Raises:
+      ValueError: data of which a denoiser would never see one of its levels.
+    """
+    for stage in stages:
+        section = lineage.section_of(stage)
+        if section == "denoiser" and not tasks.cached(config, section):
+            pipeline.make_items(_data_of(config, stage), "train", section, seed=seed_of(config, stage))
 
 
 def key_of(

@@ -313,15 +313,19 @@ def train(
 
     Raises:
       ValueError: a workdir of another config; a mesh that does not fit the devices or the batch; LPIPS weights that
-        cannot be used.
+        cannot be used; videos too short for a level of the tree.
       SystemExit: 42, interrupted and saved.
     """
     mesh = partitioning.make_mesh(**config.mesh.to_dict())
     config = perceptual.resolve(config, workdir)
+    stages = lineage.stages(config)
+    steps = {stage: config.train[lineage.section_of(stage)].num_steps for stage in stages}
+    to_train = [stage for stage in stages if (checkpoint.latest_step(workdir, stage) or 0) < steps[stage]]
+    caching.look_ahead(config, to_train[1:])  # before hours of the first are spent
     checkpoint.claim_workdir(workdir, config_lib.to_json(config))
     resolved = json.loads(config_lib.to_json(config))
     with interrupts.catch() as interrupt:
-        for stage in lineage.stages(config):
+        for stage in stages:
             settings = config.train[lineage.section_of(stage)]
             done = checkpoint.latest_step(workdir, stage) or 0
             if done >= settings.num_steps:  # later stages start from it: it must be good

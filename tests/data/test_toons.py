@@ -172,6 +172,13 @@ def test_foreign_captions_are_refused(text):
         world.parse_caption(text)
 
 
+def test_prompts_of_another_world_are_told_of():
+    told = ["a small red square jumps in the desert", "A Big  Blue Star stands at night.", ""]
+    assert world.foreign_prompts(told) == ""
+    said = world.foreign_prompts([*told, "a cat in Paris", "a dog at night"])
+    assert said.startswith("2 of 5 prompts are no captions of toons") and "'a cat in paris' must end with" in said
+
+
 def test_a_body_is_where_the_truth_says_at_any_resolution():
     """The pixels that differ from the backdrop are centred on (x, y) and carry the colour."""
     for size in (64, 128):

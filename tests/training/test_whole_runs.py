@@ -57,3 +57,10 @@ def test_the_real_stages_resume_to_the_same_bytes(eight, tmp_path, capsys):
     other.unet.channels = 16
     with pytest.raises(ValueError, match="another config: unet.channels 8 -> 16"):
         loop.train(other, str(tmp_path / "b"))
+
+
+def test_videos_too_short_for_the_tree_are_refused_before_the_first_stage(eight, tmp_path):
+    eight.data.episode_frames = 12  # enough for the VAE's clips of 4, and for levels 1 and 2; level 0 has 28 frames
+    with pytest.raises(ValueError, match="train.denoiser: .* 0 are long enough for level 0.*needs 28 frames"):
+        loop.train(eight, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

@@ -6,6 +6,7 @@ when it stands on the ground. Nothing here is random and nothing here draws scen
 within these rules, `render` draws them, and `evaluation.story_reader` reads frames back with nothing else.
 """
 
+from collections.abc import Sequence
 import dataclasses
 
 import numpy as np
@@ -221,3 +222,20 @@ def parse_caption(text: str) -> tuple[str, list[tuple[str, str, str, str]]]:
             )
         characters.append((words[1], words[2], words[3], action))
     return scene, characters
+
+
+def foreign_prompts(prompts: Sequence[str]) -> str:
+    """One line on the prompts that are no captions of this world, whatever their case; '' where all are.
+
+    A network that toons alone have trained has never seen their words, or not in such an order.
+    """
+    problems = []
+    for prompt in filter(None, prompts):
+        try:
+            parse_caption(" ".join(prompt.lower().split()).rstrip(" ."))
+        except ValueError as error:
+            problems.append(str(error))
+    if not problems:
+        return ""
+    known = "captions of toons, the only words that these weights know"
+    return f"{len(problems)} of {len(prompts)} prompts are no {known}: {problems[0]}"
