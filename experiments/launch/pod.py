@@ -1,7 +1,9 @@
 """Trains on a Cloud TPU slice with one command, and keeps training through pre-emptions.
 
   python experiments/launch/pod.py up --name=nuwa --type=v5e-16 --zone=us-west4-a --project=PROJECT --spot --queued \
-      --workdir=gs://BUCKET/paper128 -- --mode=train --config=configs/nuwaxl.py:paper128 --config.mesh.fsdp=16
+      --workdir=gs://BUCKET/paper128 -- --mode=train --config=configs/nuwaxl.py:paper128 --config.mesh.fsdp=16 \
+      --config.data.path=/mnt/nuwaxl/BUCKET/videos --config.train.init_from=/mnt/nuwaxl/BUCKET/start.safetensors \
+      --config.text.vocabulary=/mnt/nuwaxl/BUCKET/start.safetensors
   python experiments/launch/pod.py watch|status|logs|stop|delete --name=nuwa
   python experiments/launch/pod.py create|setup|run ...     the steps of `up`, one at a time
   python experiments/launch/pod.py xpk --cluster=CLUSTER --storage=STORAGE --workdir=/data/FOLDER ... -- --mode=...

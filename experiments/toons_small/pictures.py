@@ -1,7 +1,9 @@
 """README's pictures from a generated video: its storyboard, and a strip of consecutive frames; or frames of choice.
 
-python experiments/toons_small/pictures.py out/two_friends.mp4 [--first 240]
+python experiments/toons_small/pictures.py out/two_friends.mp4 [--first 240] [--into out/pictures]
 python experiments/toons_small/pictures.py out/two_friends.mp4 --rows 120:360:15 1560:1800:15 --out good.png
+
+Without --into they lie beside this file, in place of the shipped model's.
 """
 
 import argparse
@@ -26,14 +28,15 @@ def strip(frames: np.ndarray, columns: int, scale: int = 2) -> Image.Image:
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
-def draw(video: pathlib.Path, first: int = 240) -> None:
+def draw(video: pathlib.Path, first: int = 240, into: pathlib.Path = HERE) -> None:
     """Strip from frame `first` on, storyboard and metadata of a video that --mode=sample made."""
+    into.mkdir(parents=True, exist_ok=True)
     with video_io.VideoReader(video) as reader:
         frames = reader.read(np.arange(first, first + 32))
-    strip(frames, 16, 1).save(HERE / "strip.png")
-    shutil.copy(video.with_suffix(".png"), HERE / "storyboard.png")
+    strip(frames, 16, 1).save(into / "strip.png")
+    shutil.copy(video.with_suffix(".png"), into / "storyboard.png")
     meta = json.loads(video.with_suffix(".json").read_text())
-    (HERE / "main_job.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
+    (into / "main_job.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
 
 
 def rows_of(video: pathlib.Path, rows: list[range]) -> Image.Image:
@@ -52,14 +55,16 @@ def main() -> None:
     parser.add_argument("video", type=pathlib.Path)
     parser.add_argument("--first", type=int, default=240, help="first frame of the strip")
     parser.add_argument("--rows", type=frame_range, nargs="+", help="FIRST:BEFORE:STEP, of equal numbers of frames")
-    parser.add_argument("--out", default="rows.png", help="the name of their picture, beside this file")
+    parser.add_argument("--out", default="rows.png", help="the name of their picture")
+    parser.add_argument("--into", type=pathlib.Path, default=HERE, help="folder of the pictures")
     arguments = parser.parse_args()
     if arguments.rows and len({len(row) for row in arguments.rows}) > 1:
         parser.error("--rows: their numbers of frames differ; give as many in each")
     if arguments.rows:
-        rows_of(arguments.video, arguments.rows).save(HERE / arguments.out)
+        arguments.into.mkdir(parents=True, exist_ok=True)
+        rows_of(arguments.video, arguments.rows).save(arguments.into / arguments.out)
     else:
-        draw(arguments.video, arguments.first)
+        draw(arguments.video, arguments.first, arguments.into)
 
 
 if __name__ == "__main__":
