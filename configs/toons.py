@@ -50,21 +50,7 @@ def _small(config: ml_collections.ConfigDict) -> None:
     config.train.denoiser.update(num_steps=6000, pretrained_lr_ratio=0.5)
 
 
-def _study(config: ml_collections.ConfigDict) -> None:
-    """Half the width of the shipped denoiser, half its clips a step and an eighth of its steps, on its T-KLVAE."""
-    config.unet.update(channels=32, cond_channels=16)
-    config.sampler.steps = (16, 12, 4)
-    config.train.image_vae.update(num_steps=800)
-    config.train.vae.update(num_steps=100)
-    config.train.image_denoiser.update(batch_size=16, num_steps=500, ema_decay=0.99)
-    config.train.denoiser.update(batch_size=4, num_steps=500, ema_decay=0.99)
-    for name in config_lib.STAGES:
-        config.train[name].update(
-            warmup_steps=50, checkpoint_every=10_000, sample_every=-1
-        )  # kept: the last step alone
-
-
-_PRESETS = {"tiny": _tiny, "quick": _quick, "small": _small, "study": _study}
+_PRESETS = {"tiny": _tiny, "quick": _quick, "small": _small, "study": config_lib.study}
 
 
 def get_config(preset: str = "small") -> ml_collections.ConfigDict:

@@ -5,6 +5,7 @@
 preset  frames of a generated video
 short   50: two levels of 8 frames (clips of a few seconds suffice)
 long    3376: three levels of 16, as the toons' (level 0 is drawn from videos of 3376 frames and more)
+study   the same, at the sizes and for the steps of the studies' arms (experiments/study.py)
 """
 
 import ml_collections
@@ -26,7 +27,7 @@ def _long(config: ml_collections.ConfigDict) -> None:
     """Three levels, as `default()` has them."""
 
 
-_PRESETS = {"short": _short, "long": _long}
+_PRESETS = {"short": _short, "long": _long, "study": config_lib.study}
 
 
 def get_config(preset: str = "short") -> ml_collections.ConfigDict:

@@ -48,6 +48,13 @@ def finding(folder: pathlib.Path) -> str:
     return found.group(1).strip() if found else ""
 
 
+def arms(folder: pathlib.Path) -> str:
+    """What a study's README says of its arms, from '**Arms.**' to the section 'Finding'; '' where it does not."""
+    file = folder / "README.md"
+    found = re.search(r"^\*\*Arms\.\*\*.*?(?=^## Finding)", file.read_text() if file.is_file() else "", re.M | re.S)
+    return found.group(0).strip() if found else ""
+
+
 def plain(text: str) -> str:
     """Prose on one line, without code and targets of links; the cells of its tables end in `;`."""
     return " ".join(re.sub(r"`[^`]*`|\]\([^)]*\)", "_", text).replace("|", " ; ").split())

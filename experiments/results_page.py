@@ -1,5 +1,7 @@
 """Writes RESULTS.md beside this file: every study's table beside the paper's own numbers, from the stored data alone.
 
+What stands above the first table is results_head.md.
+
     python experiments/results_page.py [--check]
 
 `--check` writes nothing and ends with status 1 where the page is not what the data give.
@@ -8,7 +10,9 @@
 import argparse
 import importlib.util
 import json
+import os
 import pathlib
+import re
 import sys
 
 sys.path[:0] = map(str, pathlib.Path(__file__).resolve().parents[:2])  # the code here, and no copy that is installed
@@ -19,24 +23,7 @@ import study_telling
 HERE = pathlib.Path(__file__).resolve().parent
 PAGE = HERE / "RESULTS.md"
 STUDIES = ("table1", "table2a", "table2b", "table2c", "table2d", "ours", "shipped")
-HEAD = f"""# Results
-
-Made by `python experiments/results_page.py` from the data in these folders. The command above each table makes its
-numbers. Those in the text beneath are computed anew from the same rows by `python experiments/prose.py`, which reads
-from each study's `figures.txt` what they are of, and which of them are stated and not
-computed (the paper's, settings, rows of earlier commits).
-
-**What can be compared with the paper, and what cannot.** The paper's numbers are of FlintstonesHD, which was never
-released, with networks, training and evaluation sizes that it does not state. Ours are of toons, a procedural
-cartoon, at 64x64 pixels, with small networks trained on CPU cores, for minutes each (that of the last study for
-hours). No number of ours stands beside one of theirs as the same quantity. What can be compared is the *order* of
-arms and the *direction* in which figures move. Figures are means over seeds, with 95 % intervals by Student's t from
-three on; B-FVD uses the true I3D and a few stories only, so its level is biased (see the distances of other real
-stories) and only arms of one table and length compare. Avg-FID needs FID's weights, which were not at hand:
-`frechet_stills` is the same distance of I3D's features of single frames.
-
-**How arms are read.** {study_telling.PROTOCOL}
-"""
+HEAD = HERE / "results_head.md"
 
 
 def _load(path: pathlib.Path):
@@ -54,10 +41,16 @@ def _paper(name: str, paper: dict) -> list[str]:
     return [*lines, *(f"| {label} | " + " | ".join(map(str, row)) + " |" for label, row in rows.items()), ""]
 
 
-def _finding(folder: pathlib.Path) -> list[str]:
-    """The section 'Finding' of a study's README."""
-    found = prose.finding(folder)
-    return [found, ""] if found else []
+def _prose(folder: pathlib.Path) -> list[str]:
+    """Of a study's README what its arms are and what was found, with links as they are from here."""
+
+    def here(link: re.Match) -> str:
+        target = link.group(1)
+        outside = "//" in target or target.startswith("#")
+        return link.group(0) if outside else f"]({os.path.normpath(f'{folder.name}/{target}')})"
+
+    parts = [part for part in (prose.arms(folder), prose.finding(folder)) if part]
+    return [line for part in parts for line in (re.sub(r"\]\(([^)\s]+)\)", here, part), "")]
 
 
 def _seconds(module, folder: pathlib.Path) -> list[str]:
@@ -84,20 +77,21 @@ def metrics_section() -> list[str]:
     if not file.is_file():
         return [*lines, "Not run yet.", ""]
     record = json.loads(file.read_text())
-    wrong = [f"{d}: {k}" for d, moved in module.verdicts(record["rows"]).items() for k, ok in moved.items() if not ok]
-    protocol = record["protocol"]
-    judged = sum(map(len, module.verdicts(record["rows"]).values()))
-    told = f"""{protocol["stories"]} rendered stories of {protocol["frames"]} frames, damaged. Distances from themselves
-undamaged and, `{module.TO_OTHERS[1:]}`, from as many other real stories. Bold: had to get worse, than undamaged or than
-the milder damage of its kind, and did. Of {judged} such figures moved the wrong way:
-{"; ".join(wrong) if wrong else "none"}."""
+    counts, protocol = module.counts(record["rows"]), record["protocol"]
+    judged = counts["bold"] + counts["chance"] + counts["wrong"]
+    blocks = len(protocol["blocks"])
+    told = f"""{protocol["stories"]} rendered stories of {protocol["frames"]} frames, damaged; {blocks} blocks of 16
+frames are read of each. Distances are from the stories themselves undamaged and, `{module.TO_OTHERS[1:]}`, from as many
+other real stories. {module.MARKS}
+Of {judged} figures that had to get worse {counts["bold"]} did beyond chance, {counts["chance"]} within it and
+{counts["wrong"]} went the wrong way; of the others {counts["unmoved"]} do not move, {counts["better"]} look better."""
     return [
         *lines,
         told,
         "",
         module.table(record["rows"]),
         "",
-        *_finding(HERE / "metrics"),
+        *_prose(HERE / "metrics"),
         "![damages](metrics/plot.png)",
         "",
     ]
@@ -113,7 +107,7 @@ def study_section(name: str, paper: dict) -> list[str]:
         lines += [module.study.study_table.table(module.STUDY, json.loads(file.read_text())), ""]
     else:
         lines += ["Not run yet.", ""]
-    lines += _seconds(module, HERE / name) + _finding(HERE / name)
+    lines += _seconds(module, HERE / name) + _prose(HERE / name)
     if (HERE / name / "plot.png").is_file():
         lines += [f"![{name}]({name}/plot.png)", ""]
     if (HERE / name / "stories.png").is_file():
@@ -125,7 +119,8 @@ def study_section(name: str, paper: dict) -> list[str]:
 def page() -> str:
     """The whole page."""
     paper = json.loads((HERE / "paper.json").read_text())
-    lines = [HEAD, *metrics_section()]
+    head = HEAD.read_text(encoding="utf-8").replace("PROTOCOL", study_telling.PROTOCOL)
+    lines = [head, *metrics_section()]
     for name in STUDIES:
         lines += study_section(name, paper)
     return "\n".join(lines).rstrip() + "\n"

@@ -10,7 +10,9 @@ remove the folder and the rows).
 
     python experiments/STUDY/run.py [--only="ARM;ARM"] [--seeds=0,1,2] [--work=runs/studies] [--dry_run] [--table]
     python experiments/STUDY/run.py --jobs=2    # two arms at a time, each on its share of the cores; without seconds
-    python experiments/STUDY/run.py --config=configs/videos.py:long --set=data.path=VIDEOS --set=...  # another data set
+    python experiments/STUDY/run.py --anew      # all again, apart, and how far the rows are from those that are kept
+    python experiments/STUDY/run.py --inception=FILE.pth --clip=FOLDER    # Avg-FID and CLIP too; rows of their own
+    python experiments/STUDY/run.py --config=configs/videos.py:study --set=data.path=VIDEOS    # another data set
 """
 
 from __future__ import annotations
@@ -32,14 +34,13 @@ import threading
 import time
 from typing import Any
 
-import study_export
-import study_table
-import study_telling
-
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the code here, as the commands below have it, and not a copy that is installed
 
-from nuwaxl_jax import files  # noqa: E402
+from nuwaxl_jax import files
+import study_export
+import study_table
+import study_telling
 
 # Fields that training examples follow from (training/caching.py): arms that agree in them share kept latents.
 _EXAMPLES = ("data.", "vae.", "mtd.", "hierarchy.segment_length", "hierarchy.depth", "hierarchy.handover", "text.token")
@@ -118,6 +119,9 @@ def arguments_of(study: Study, description: str) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="arms at a time")
     parser.add_argument("--kept", type=int, default=_KEPT, help="clips that are encoded once; 0: trained from frames")
     parser.add_argument("--work", default=str(ROOT / "runs" / "studies"))
+    parser.add_argument("--inception", default="", help="FID's weights, for avg_fid; as of --mode=eval")
+    parser.add_argument("--clip", default="", help="CLIP's folder, for clip_similarity; as of --mode=eval")
+    parser.add_argument("--anew", action="store_true", help="everything again, in a folder of its own below --work")
     parser.add_argument("--dry_run", action="store_true", help="the tiny preset, two steps, nothing written here")
     parser.add_argument("--table", action="store_true", help="print the table of what is finished")
     return parser.parse_args()
@@ -135,9 +139,11 @@ class Runner:
         longest = _DRY_FRAMES if arguments.dry_run else sys.maxsize
         self.lengths = sorted({min(int(n), longest) for n in arguments.frames.split(",")})
         name = pathlib.Path(self.config).name.replace(":", "-").removesuffix(".py")
-        self.work = pathlib.Path(arguments.work).resolve() / name
+        self.work = pathlib.Path(arguments.work).resolve() / ("anew" if arguments.anew else "") / name
         # The study's own rows lie in its folder; what was asked otherwise is no row of theirs.
-        own = not (arguments.dry_run or arguments.config or arguments.set)
+        own = not (arguments.dry_run or arguments.config or arguments.set or arguments.anew)
+        self._networks = tuple(f"--{n}={v}" for n in ("inception", "clip") if (v := getattr(arguments, n)))
+        own = own and not self._networks
         own = own and (arguments.stories, arguments.kept) == (study.stories, _KEPT)
         self.weights, self._told_by = "", ()  # the file of finished weights; its hash, for what is kept is of its bytes
         if not study.stages:
@@ -159,7 +165,9 @@ class Runner:
     def _otherwise(self) -> pathlib.Path:
         """Where rows of another config, data set or number of stories lie."""
         asked = self.arguments
-        what = json.dumps([self.config, self.fields, asked.stories, asked.kept, asked.dry_run, *self._told_by])
+        what = json.dumps(
+            [self.config, self.fields, asked.stories, asked.kept, asked.dry_run, *self._told_by, *self._networks]
+        )
         return self.work / self.study.folder.name / hashlib.sha256(what.encode()).hexdigest()[:10]
 
     def _command(self, mode: str, workdir: pathlib.Path, *flags: str) -> None:
@@ -295,14 +303,17 @@ class Runner:
         picture = self._picture(arm, workdir, frames)
         picture.parent.mkdir(exist_ok=True)
         files.write_bytes(picture, (workdir / "eval" / "story0.png").read_bytes())
-        row = study_telling.row(arm.way, json.loads((workdir / "eval" / "eval.json").read_text()))
+        record = json.loads((workdir / "eval" / "eval.json").read_text())
+        with self._locks["protocols"]:
+            study_telling.keep_protocol(self.results.with_name("protocols.json"), frames, record)
+        row = study_telling.row(arm.way, record)
         if self.arguments.jobs > 1:
             row.pop("seconds", None)  # of a machine that did something else too
         return row
 
     def _asked(self, arm: Arm, frames: int) -> list[Any]:
         """What is told of a run."""
-        return [sorted(arm.sample), self.study.ways(arm), frames, self.arguments.stories]
+        return [sorted(arm.sample), self.study.ways(arm), frames, self.arguments.stories, *self._networks]
 
     def _picture(self, arm: Arm, workdir: pathlib.Path, frames: int) -> pathlib.Path:
         """16 frames of the first story: its own above, the told ones below."""
@@ -321,7 +332,7 @@ class Runner:
     def _flags(self, workdir: pathlib.Path, frames: int, ways: Sequence[str], others: int = 0) -> list[str]:
         """Of `--mode=eval` with the weights in `workdir`, or those that are told with."""
         flags = study_telling.flags(frames, self.arguments.stories, ways, self.work / "real", others)
-        flags += ["--nomeasure"] if self.arguments.dry_run else []
+        flags += ["--nomeasure"] if self.arguments.dry_run else list(self._networks)
         if not self.study.stages:
             flags += [f"--weights={self.weights}", *(f"--config.{f}" for f in self.fields)]
         elif "denoiser" not in self.study.stages:
@@ -367,6 +378,8 @@ def main(study: Study, description: str) -> None:
         runner.floors(next(arm for arm in study.arms if arm.name in wanted), seeds[0])
     rows = runner.rows()
     print(study_table.table(study, rows))
+    if arguments.anew:
+        print(study_table.apart(study, json.loads((study.folder / "results.json").read_text()), rows))
     if rows and not arguments.table:
         import study_plot
 

@@ -11,9 +11,11 @@ import numpy as np
 _FEW = 3  # seeds from which an interval says something: of two, Student's t makes one thirteen times the error
 _COUNTED = ("calls",)  # of no chance: never bold
 FLOOR = "other real stories"  # in the place of an arm: their distances to the real ones that are told
+_BESIDE = {"b_fvd_16": ("b_fvd_16_pooled",), "frechet_stills": ("avg_fid", "clip_similarity")}  # where there are any
 LEGEND = (
-    f"Means over seeds, from {_FEW} on ± half of their 95 % interval by Student's t. Bold: the differences to the first"
-    " arm of the same length, seed by seed, have an interval without 0 (of twenty such cells one is bold by chance)."
+    f"Means over seeds, from {_FEW} on ± half of their 95 % interval by Student's t; all seeds tell the same stories."
+    " Bold: the differences to the first arm of the same length, seed by seed, have an interval without 0 (of twenty"
+    " such cells one is bold by chance)."
 )
 
 
@@ -47,8 +49,26 @@ def differs(ours: Mapping[str, float], others: Mapping[str, float]) -> bool:
 
 
 def shown(study: Any, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Of `study.shown`, what any row has: arms that ran side by side have no time of their own."""
-    return [name for name in study.shown if any(name in row for row in rows.values())]
+    """Of `study.shown` and what stands beside it, what any row has: arms that ran side by side have no time of their
+    own."""
+    wanted = [each for name in study.shown for each in (name, *_BESIDE.get(name, ()))]
+    return [name for name in wanted if any(name in row for row in rows.values())]
+
+
+def apart(study: Any, kept: Mapping[str, Mapping[str, Any]], anew: Mapping[str, Mapping[str, Any]]) -> str:
+    """Lines that say by how much rows of a second run differ from the kept ones, a figure a line."""
+    lines = [f"{len(set(kept) & set(anew))} of {len(kept)} kept rows were made again:"]
+    for name in shown(study, kept):
+        found = {
+            key: (kept[key][name], anew[key][name]) for key in kept if name in kept[key] and name in anew.get(key, {})
+        }
+        parts = {key: abs(new - old) / max(abs(old), 1e-9) for key, (old, new) in found.items()}
+        if parts and name not in ("seconds",):
+            worst = max(parts, key=parts.__getitem__)
+            old, new = found[worst]
+            middle = float(np.median(list(parts.values())))
+            lines.append(f"  {name}: median {middle:.1%}, at most {parts[worst]:.1%} ({worst}: {old:.4g} -> {new:.4g})")
+    return "\n".join(lines)
 
 
 def table(study: Any, rows: Mapping[str, Mapping[str, Any]]) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+import json
 import pathlib
 from typing import Any
 
 import numpy as np
+
+from nuwaxl_jax import files
 
 BLOCKS = STILLS = 8  # of a video, spread evenly over it
 PROTOCOL = (
@@ -48,6 +51,27 @@ def row(way: str, record: Mapping[str, Any]) -> dict[str, Any]:
     out["curve"] = {name: curve[name] for name in ("frame", "exact", "scene", "position") if name in curve}
     out |= {"weights": record["protocol"]["weights"]["arrays_sha256"], "code": record["code"]}
     return {name: value for name, value in out.items() if value is not None}
+
+
+def keep_protocol(file: pathlib.Path, frames: int, record: Mapping[str, Any]) -> None:
+    """Keeps how a length is read, metric -> protocol, for all arms of a study.
+
+    Raises:
+      SystemExit: rows of that length are of another protocol.
+    """
+    kept = json.loads(file.read_text()) if file.is_file() else {}
+    before = kept.get(str(frames), {})
+    now = {name: m["protocol"] for metrics in record["metrics"].values() for name, m in metrics.items()}
+    now = {name: protocol for name, protocol in now.items() if not name.startswith("story_")}
+    for name in sorted(set(before) & set(now)):
+        other = sorted(key for key in {*before[name], *now[name]} if before[name].get(key) != now[name].get(key))
+        if other:
+            raise SystemExit(
+                f"{file}: {name} of {frames} frames has been read with another {other[0]}; rows that are read otherwise"
+                " do not compare: move results.json and protocols.json away, or give another --work"
+            )
+    if now.keys() - before.keys():
+        files.write_json(file, kept | {str(frames): before | now})
 
 
 def floor(record: Mapping[str, Any]) -> dict[str, Any]:

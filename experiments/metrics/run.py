@@ -25,8 +25,11 @@ from scipy import ndimage
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))  # the code here, and no copy that is installed
 from nuwaxl_jax import config as config_lib
 from nuwaxl_jax import files
+from nuwaxl_jax import provenance
+from nuwaxl_jax.evaluation import frechet
 from nuwaxl_jax.evaluation import held_out
 from nuwaxl_jax.evaluation import image_metrics
+from nuwaxl_jax.evaluation import intervals
 from nuwaxl_jax.evaluation import ledger as ledger_lib
 from nuwaxl_jax.evaluation import measures as measures_lib
 from nuwaxl_jax.evaluation import protocols
@@ -125,7 +128,7 @@ def measure(
     ledger: ledger_lib.Ledger,
 ) -> None:
     """One story with one damage, into the ledger."""
-    name = label.replace(" ", "_").replace(",", "").replace("%", "percent")
+    name = _file(label)
     if ledger.read(name, number) is not None:
         return
     index = np.arange(which.num_frames)
@@ -137,9 +140,41 @@ def measure(
     ledger.write(name, number, {"score": {k: score[k] for k in SHOWN} | fidelity}, features)
 
 
+def _file(label: str) -> str:
+    """The name of a damage in the ledger."""
+    return label.replace(" ", "_").replace(",", "").replace("%", "percent")
+
+
+def _distance(kind: str, real: np.ndarray, made: np.ndarray) -> float:
+    """Of features [videos, n, d]: of blocks place by place, of all else in one set."""
+    if kind.startswith("b_fvd"):
+        return float(np.mean(protocols.by_place(real, made)))
+    flat = (real.reshape(-1, real.shape[-1]), made.reshape(-1, made.shape[-1]))
+    return frechet.distance_of_samples(*flat)
+
+
+def changes(label: str, stories: int, ledger: ledger_lib.Ledger) -> dict[str, list[float]]:
+    """Metric -> 95 % interval of damaged less undamaged, stories (and the others, for distances to them) resampled."""
+    out, name = {}, _file(label)
+    read = {of: [ledger.read(of, i)["score"] for i in range(stories)] for of in ("undamaged", name)}
+    for kind in read[name][0]:
+        pairs = [(a[kind], b[kind]) for a, b in zip(read["undamaged"], read[name])]
+        moved = np.array([b - a for a, b in pairs if a is not None and b is not None])
+        out[kind] = intervals.rounded(intervals.of_mean(moved)) if len(moved) else None
+    for kind, part in zip(DISTANCES, ("clips", "spread", "stills")):
+        sets = [[ledger.arrays(of, i)[part] for i in range(stories)] for of in ("undamaged", name, "other_stories")]
+        both, others = np.stack(sets[:2], axis=1), np.stack(sets[2])  # those of one story are drawn together
+
+        def further(both: np.ndarray, others: np.ndarray, kind: str = kind) -> float:
+            return _distance(kind, others, both[:, 1]) - _distance(kind, others, both[:, 0])
+
+        out[kind + TO_OTHERS] = intervals.rounded(intervals.of(further, both, others))
+    return {kind: interval for kind, interval in out.items() if interval is not None}
+
+
 def gather(label: str, stories: int, others: int, which, measures, ledger, data) -> dict[str, float | None]:
     """Means of the scores, and distances from the undamaged stories."""
-    name = label.replace(" ", "_").replace(",", "").replace("%", "percent")
+    name = _file(label)
     scores = [ledger.read(name, i)["score"] for i in range(stories)]
     means = {}
     for kind in scores[0]:
@@ -159,6 +194,27 @@ def gather(label: str, stories: int, others: int, which, measures, ledger, data)
     return means | {kind: round(record["value"], 4) for kind, record in records.items()}
 
 
+def _worse(kind: str, old: float, new: float) -> bool:
+    """Whether `new` is the worse of two values."""
+    if kind == "border_ratio":  # 1 is seamless
+        return abs(np.log(new)) > abs(np.log(old))
+    return new < old if kind in HIGHER_IS_BETTER else new > old
+
+
+def _mark(kind: str, before: float | None, row: dict, asked: bool | None) -> str:
+    """The cell of a damage, marked as `MARKS` says."""
+    value = row.get(kind)
+    if value is None:
+        return "-"
+    cell = f"{value + 0:.4g}"  # no -0
+    if asked is not None:
+        low, high = row.get("change", {}).get(kind, (1.0, 1.0))
+        return f"~~{cell}~~" if not asked else f"{cell} ?" if low <= 0 <= high else f"**{cell}**"
+    if before is None or kind in DISTANCES:
+        return cell
+    return f"({cell})" if value == before else cell if _worse(kind, before, value) else f"*{cell}*"
+
+
 def verdicts(rows: dict[str, dict]) -> dict[str, dict[str, bool]]:
     """Damage -> metric -> whether it moved the right way, of those that must."""
     out: dict[str, dict[str, bool]] = {label: {} for label in DAMAGES}
@@ -167,7 +223,7 @@ def verdicts(rows: dict[str, dict]) -> dict[str, dict[str, bool]]:
         for kind in kinds:
             new, old = rows[label].get(kind), rows[before].get(kind)
             if new is not None and old is not None:
-                out[label][kind] = new < old if kind in HIGHER_IS_BETTER else new > old
+                out[label][kind] = _worse(kind, old, new)
 
     for label, (_, wanted) in DAMAGES.items():
         judge(label, "undamaged", wanted)
@@ -177,20 +233,30 @@ def verdicts(rows: dict[str, dict]) -> dict[str, dict[str, bool]]:
     return out
 
 
+MARKS = """Bold: had to get worse, than undamaged or than the milder damage of its kind, and did; with a question mark
+where the 95 % interval of the change from undamaged (stories resampled) has 0; struck through: went the wrong way. What
+had not to move: in brackets where it does not, in italics where the damaged stories look *better* by it."""
+
+
 def table(rows: dict[str, dict]) -> str:
-    """Markdown; bold where a metric had to move, and did; struck through where it did not."""
+    """Markdown, marked as `MARKS` says."""
     kinds = (*DISTANCES, *(f"{kind}{TO_OTHERS}" for kind in DISTANCES), "psnr", "ssim", *SHOWN)
     moved = verdicts(rows)
     lines = ["| | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
     for label in ("undamaged", *DAMAGES, "other_stories"):
-        row, cells = rows[label], []
-        for kind in kinds:
-            value = row.get(kind)
-            cell = "-" if value is None else f"{value + 0:.4g}"  # no -0
-            right = moved.get(label, {}).get(kind)
-            cells.append(cell if right is None else f"**{cell}**" if right else f"~~{cell}~~")
+        before = rows["undamaged"] if label in DAMAGES else {}
+        cells = [_mark(kind, before.get(kind), rows[label], moved.get(label, {}).get(kind)) for kind in kinds]
         lines.append(f"| {label.replace('_', ' ')} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def counts(rows: dict[str, dict]) -> dict[str, int]:
+    """How many cells of the damages have which mark."""
+    cells = [cell.strip() for line in table(rows).split("\n")[3:-1] for cell in line.split("|")[2:-1]]
+    starts = {"bold": "**", "wrong": "~~", "unmoved": "(", "better": "*"}
+    found = {name: sum(cell.startswith(start) for cell in cells) for name, start in starts.items()}
+    found["better"] -= found["bold"]
+    return found | {"chance": sum(cell.endswith("?") for cell in cells)}
 
 
 def picture(videos: held_out.HeldOut) -> Image.Image:
@@ -236,15 +302,15 @@ def main() -> None:
             ledger.write("other_stories", number, {"score": {k: score[k] for k in SHOWN}}, features)
         print(f"story {number + 1} of {arguments.stories}", flush=True)
     labels = ("undamaged", *DAMAGES, "other_stories")
-    counts = arguments.stories, arguments.stories
-    rows = {label: gather(label, *counts, which, measures, ledger, data) for label in labels}
+    numbers = arguments.stories, arguments.stories
+    rows = {label: gather(label, *numbers, which, measures, ledger, data) for label in labels}
+    for label in DAMAGES:
+        rows[label]["change"] = changes(label, arguments.stories, ledger)
     print(table(rows))
-    wrong = [
-        f"{label}: {kind}" for label, moved in verdicts(rows).items() for kind, right in moved.items() if not right
-    ]
-    print("moved the wrong way: " + ("; ".join(wrong) if wrong else "none"))
+    print(MARKS, counts(rows), sep="\n")
     if not arguments.dry_run:
-        record = {"protocol": protocol | {"stories": arguments.stories, "stills": which.stills}, "rows": rows}
+        protocol |= {"stories": arguments.stories, "stills": which.stills, "changes": intervals.METHOD}
+        record = {"protocol": protocol, "code": provenance.code(), "rows": rows}
         files.write_json(HERE / "results.json", record)
         picture(videos).save(HERE / "plot.png")
 

@@ -1,4 +1,4 @@
-"""Table 1: does quality hold as videos grow? The tree against what it is compared with, trained and sampled alike.
+"""Table 1: does quality hold as videos grow? The tree against what it is compared with, by the same code and budget.
 
     python experiments/table1/run.py [--only=...] [--seeds=0,1,2] [--dry_run] [--table]   (flags: study.py)
 

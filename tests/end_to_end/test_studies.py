@@ -73,14 +73,15 @@ def test_every_arm_has_place_for_what_it_starts_from(toons_presets):
         assert {path: made[path] for path in start} == start, fields
 
 
-def test_arms_train_on_as_many_frames(toons_presets):
+@pytest.mark.parametrize("presets", ["toons", "videos"])
+def test_arms_train_on_as_many_frames(presets):
     """A step's clips times the steps of all networks, within a hundredth (a third of 500 steps is no whole number)."""
     for name in ("table1", "table2b", "table2c", "table2d", "ours"):
         counts = {}
         for arm in _load(ROOT / "experiments" / name / "run.py").STUDY.arms:
             if arm.like:
                 continue
-            config = toons_presets.get_config("study")
+            config = _load(ROOT / "configs" / f"{presets}.py").get_config("study")
             config.update_from_flattened_dict(dict((f.split("=", 1)[0], _value(f.split("=", 1)[1])) for f in arm.train))
             stage, levels = config.train.denoiser, config.hierarchy.depth
             networks_of = levels if config.mtd.weights == "per_level" else 1
@@ -93,7 +94,7 @@ def test_arms_train_on_as_many_frames(toons_presets):
 @pytest.mark.parametrize("asked", ["study", "dry run", "other videos"])
 def test_every_arm_can_be_told_at_every_length(name, asked, monkeypatch, toons_presets, tmp_path):
     module = _load(ROOT / "experiments" / name / "run.py")
-    more = {"dry run": ["--dry_run"], "other videos": ["--config=configs/videos.py:long"]}.get(asked, [])
+    more = {"dry run": ["--dry_run"], "other videos": ["--config=configs/videos.py:study"]}.get(asked, [])
     if not module.STUDY.stages and asked == "other videos":
         return  # finished weights carry their own
     monkeypatch.setattr("sys.argv", ["run.py", f"--work={tmp_path}", *more])
@@ -116,10 +117,10 @@ def test_every_arm_can_be_told_at_every_length(name, asked, monkeypatch, toons_p
             assert {int(i) for level in levels for i in level.frame_index.flat} >= set(range(frames))
 
 
-@pytest.mark.parametrize("study", ["ours", "shipped"])
-def test_half_and_twice_the_steps_are(study, toons_presets):
+@pytest.mark.parametrize("study, presets", [("ours", "toons"), ("ours", "videos"), ("shipped", "toons")])
+def test_half_and_twice_the_steps_are(study, presets):
     study = _load(ROOT / "experiments" / study / "run.py").STUDY
-    given = toons_presets.get_config(study.preset).sampler.steps
+    given = _load(ROOT / "configs" / f"{presets}.py").get_config(study.preset).sampler.steps
     arms = {arm.name: arm.sample for arm in study.arms}
     for name, times in (("half the steps", 0.5), ("twice the steps", 2)):
         assert _value(arms[name][0].removeprefix("sampler.steps=")) == tuple(round(n * times) for n in given)
