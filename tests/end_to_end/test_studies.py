@@ -318,7 +318,7 @@ def test_finished_weights_are_told_with_a_seed_s_noise_and_trained_by_nothing(tm
     monkeypatch.setattr(own, "results", tmp_path / "results.json")
     folder = own.workdir(module.STUDY.arms[0], 2) / "eval"
     folder.mkdir(parents=True)
-    (folder / "eval.json").write_text("{}")
+    (folder / "eval.json").write_text(json.dumps({"metrics": {}}))
     (folder / "story0.png").write_bytes(b"picture")
     own.run_all(["window"], [2])
     [(mode, workdir, flags)] = called
