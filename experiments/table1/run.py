@@ -33,6 +33,8 @@ ARMS = (
     study.Arm("window, the tree's weights", like="tree", way="autoregressive"),
     # The preset samples stride 1 without noise where a tree does it, and a window with: each as the other does.
     study.Arm("tree, full noise", like="tree", sample=("sampler.temperature=(1.0, 1.0, 1.0)",)),
+    # Windows have no guidance at stride 1, the tree has some at its upper levels.
+    study.Arm("tree, no guidance", like="tree", sample=("sampler.guidance=(1.0, 1.0, 1.0)",)),
     study.Arm(
         "window, 1 frame given, no noise",
         WINDOW,

@@ -54,6 +54,24 @@ def test_the_network_is_named_with_its_file():
     assert network.protocol()["weights"] == i3d.SHA256 and "224x224" in network.protocol()["resize"]
 
 
+def _bilinear(rows, size):
+    """Along the first axis, by the textbook: centres of pixels at halves, two neighbours, edges repeated."""
+    at = np.clip((np.arange(size) + 0.5) * len(rows) / size - 0.5, 0, len(rows) - 1)
+    low = np.floor(at).astype(int)
+    high, part = np.minimum(low + 1, len(rows) - 1), (at - low).reshape(-1, *(1,) * (rows.ndim - 1))
+    return rows[low] * (1 - part) + rows[high] * part
+
+
+@pytest.mark.parametrize("side", [64, 128, 224, 256])  # the last is made smaller, without smoothing
+def test_frames_are_resized_by_the_textbook(side):
+    frames = np.random.default_rng(side).integers(0, 256, (2, side, side, 3), np.uint8)
+    made = networks._resized(jnp.asarray(frames), i3d.SIZE)
+    for frame, resized in zip(frames.astype(np.float64), made):
+        down = _bilinear(frame, i3d.SIZE)
+        wanted = _bilinear(down.swapaxes(0, 1), i3d.SIZE).swapaxes(0, 1)
+        np.testing.assert_allclose(resized, wanted / 127.5 - 1, atol=1e-4)  # a hundredth of a grey level
+
+
 @pytest.mark.parametrize("taps, step, size", [(1, 1, 1), (3, 1, 3), (7, 2, 7), (3, 2, 3), (2, 2, 3), (4, 3, 1)])
 @pytest.mark.parametrize("frames", [4, 7])
 def test_convolution_over_channels_is_that_over_time(taps, step, size, frames):
