@@ -15,8 +15,8 @@ length. METRIC is a figure of the rows, `seconds` of seconds.json, or `trend NAM
 over the frames less its first. A line `FIGURE | stated | WHY` is of what is not computed here: the paper's numbers,
 settings, rows of an earlier commit, the largest of several differences. A text that stands twice may have two lines.
 
-Each number has to have a line, alone, in a list or with ±, but whole numbers up to 32, lengths of videos, and what
-stands in code.
+Each number has to have a line, alone, in a list or with ±, but whole numbers up to 32 that are no percentage or factor,
+lengths of videos, and what stands in code. A text that stands twice is looked for once.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ LIST = re.compile(rf"(?<![\w.]){NUMBER}(?:, {NUMBER})*(?:,? and {NUMBER}|, {NUMB
 ALONE = re.compile(rf"(?<![\w.]){NUMBER}(?![\w.]*\w)")
 
 
+_FACTORS = (" %", " times")  # what stands before them is no setting
+
+
 def finding(folder: pathlib.Path) -> str:
     """The section 'Finding' of a study's README; '' without one."""
     file = folder / "README.md"
@@ -57,14 +60,17 @@ def arms(folder: pathlib.Path) -> str:
 
 def plain(text: str) -> str:
     """Prose on one line, without code and targets of links; the cells of its tables end in `;`."""
-    return " ".join(re.sub(r"`[^`]*`|\]\([^)]*\)", "_", text).replace("|", " ; ").split())
+    return " ".join(re.sub(r"`[^`]*`|\]\([^)]*\)", " _ ", text).replace("|", " ; ").split())
 
 
 def figures(text: str) -> list[str]:
     """All `a ± b`, lists of numbers and numbers of prose that are no settings, each once."""
     text, found = plain(text), []
     for kind in (PLUS_MINUS, LIST, ALONE):
-        found += [some for some in kind.findall(text) if not all(map(_is_setting, re.findall(NUMBER, some)))]
+        for some in kind.finditer(text):
+            numbers, after = re.findall(NUMBER, some.group()), text[some.end() : some.end() + 6]
+            if after.startswith(_FACTORS) or not all(map(_is_setting, numbers)):
+                found.append(some.group())
         text = kind.sub("_", text)
     return list(dict.fromkeys(found))
 
@@ -109,6 +115,8 @@ class Rows:
     def term(self, text: str, frames: str, metric: str) -> list[float]:
         """Figures of a TERM by seed, of the seeds that all its arms have."""
         parts = re.split(r" ([-/]) ", text)
+        if len(parts) > 3:
+            raise KeyError(f"{text!r} names more than two arms")
         arms = []
         for part in parts[::2]:
             arm, _, own = part.partition(" @ ")

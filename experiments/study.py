@@ -38,13 +38,14 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the code here, as the commands below have it, and not a copy that is installed
 
 from nuwaxl_jax import files
+from nuwaxl_jax.evaluation import versions
+import study_arguments
 import study_export
 import study_table
 import study_telling
 
 # Fields that training examples follow from (training/caching.py): arms that agree in them share kept latents.
 _EXAMPLES = ("data.", "vae.", "mtd.", "hierarchy.segment_length", "hierarchy.depth", "hierarchy.handover", "text.token")
-_KEPT = 800  # clips of a study's own rows
 _EXAMPLES += ("train.denoiser.clip_length", "train.denoiser.dtype")
 
 # What a dry run changes: everything at its smallest, in seconds; its figures mean nothing. Of finished weights: steps.
@@ -103,28 +104,7 @@ class Study:
     ways: Callable[[Arm], Sequence[str]] = lambda arm: ("ground_truth", arm.way)
 
 
-def arguments_of(study: Study, description: str) -> argparse.Namespace:
-    """The command line of a study."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help=f"with ; between, of {'; '.join(arm.name for arm in study.arms)}")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--frames", default=",".join(map(str, study.frames)))
-    parser.add_argument("--stories", type=int, default=study.stories)
-    if study.stages:
-        parser.add_argument("--config", default="", help=f"another than configs/toons.py:{study.preset}")
-    else:
-        parser.add_argument("--weights", default="shipped", help="shipped, or a file of --mode=export")
-        parser.set_defaults(config="")
-    parser.add_argument("--set", action="append", default=[], help="FIELD=VALUE of every arm's config")
-    parser.add_argument("--jobs", type=int, default=1, help="arms at a time")
-    parser.add_argument("--kept", type=int, default=_KEPT, help="clips that are encoded once; 0: trained from frames")
-    parser.add_argument("--work", default=str(ROOT / "runs" / "studies"))
-    parser.add_argument("--inception", default="", help="FID's weights, for avg_fid; as of --mode=eval")
-    parser.add_argument("--clip", default="", help="CLIP's folder, for clip_similarity; as of --mode=eval")
-    parser.add_argument("--anew", action="store_true", help="everything again, in a folder of its own below --work")
-    parser.add_argument("--dry_run", action="store_true", help="the tiny preset, two steps, nothing written here")
-    parser.add_argument("--table", action="store_true", help="print the table of what is finished")
-    return parser.parse_args()
+arguments_of = study_arguments.arguments_of
 
 
 class Runner:
@@ -141,10 +121,10 @@ class Runner:
         name = pathlib.Path(self.config).name.replace(":", "-").removesuffix(".py")
         self.work = pathlib.Path(arguments.work).resolve() / ("anew" if arguments.anew else "") / name
         # The study's own rows lie in its folder; what was asked otherwise is no row of theirs.
-        own = not (arguments.dry_run or arguments.config or arguments.set or arguments.anew)
-        self._networks = tuple(f"--{n}={v}" for n in ("inception", "clip") if (v := getattr(arguments, n)))
-        own = own and not self._networks
-        own = own and (arguments.stories, arguments.kept) == (study.stories, _KEPT)
+        given = {name: getattr(arguments, name) for name in ("inception", "clip")}
+        self._networks = tuple(f"--{name}={pathlib.Path(v).resolve()}" for name, v in given.items() if v)
+        own = not (arguments.dry_run or arguments.config or arguments.set or self._networks)
+        own = own and (arguments.stories, arguments.kept) == (study.stories, study_arguments.KEPT)
         self.weights, self._told_by = "", ()  # the file of finished weights; its hash, for what is kept is of its bytes
         if not study.stages:
             from nuwaxl_jax import weights
@@ -154,7 +134,12 @@ class Runner:
             if not pathlib.Path(self.weights).is_file():
                 raise SystemExit(f"--weights: {self.weights} is not there; name a file that --mode=export has written")
             self._told_by = (weights.digest(self.weights),)
-        self.results = (study.folder if own else self._otherwise()) / "results.json"
+        self.comparable = own and arguments.anew  # with the rows that are kept
+        self.results = (study.folder if own and not arguments.anew else self._otherwise()) / "results.json"
+        # What arms start from is of the config and the data too; the preset's own has no name beside its seed.
+        mine = not (self.fields or arguments.config or arguments.dry_run)
+        of = hashlib.sha256(json.dumps([self.config, self.fields]).encode()).hexdigest()[:10]
+        self.begun = self.work if mine else self.work / f"start-{of}"
         self._locks: dict[Any, threading.Lock] = collections.defaultdict(threading.Lock)
         self._cores: queue.Queue[tuple[int, ...]] = queue.Queue()  # of jobs that are not at work
         self._mine = threading.local()
@@ -196,15 +181,15 @@ class Runner:
             return self._started(seed)
 
     def _started(self, seed: int) -> pathlib.Path:
-        file = self.work / f"{self.study.start}-{seed}.safetensors"
+        file = self.begun / f"{self.study.start}-{seed}.safetensors"
         if file.is_file():
             return file
-        base = self.work / f"{self.study.start}-{seed}"
+        base = self.begun / f"{self.study.start}-{seed}"
         if self.arguments.dry_run:
             self._train(base, seed, ("image_vae",), ())
             study_export.call(base, "vae", file)
             return file
-        vae = self.work / "vae.safetensors"
+        vae = self.begun / "vae.safetensors"
         if self.study.start == "image_vae":
             self._train(base, seed, ("image_vae",), ())
         else:
@@ -219,17 +204,17 @@ class Runner:
 
     def _vae(self, vae: pathlib.Path) -> None:
         """The shipped T-KLVAE by itself; where the config is of another size, one trained with it."""
-        self.work.mkdir(parents=True, exist_ok=True)
+        self.begun.mkdir(parents=True, exist_ok=True)
         whole = "shipped"
         if self.config != f"{ROOT}/configs/toons.py:{self.study.preset}":
-            self._train(self.work / "vae", 0, ("image_vae", "vae"), ())
-            whole = str(self.work / "vae")
+            self._train(self.begun / "vae", 0, ("image_vae", "vae"), ())
+            whole = str(self.begun / "vae")
         study_export.call(whole, "vae", vae)
 
     def workdir(self, arm: Arm, seed: int) -> pathlib.Path:
         """Of an arm's training; studies share the runs of equal arms."""
         what = [sorted(arm.train), self.fields, self.study.stages, self.study.start, self.arguments.kept]
-        what = json.dumps([*what, *self._told_by])
+        what = json.dumps([*what, *self._told_by, *filter(None, [self.arguments.config])])
         return self.work / f"run-{hashlib.sha256(what.encode()).hexdigest()[:10]}-{seed}"
 
     def run(self, arm: Arm, seed: int) -> None:
@@ -291,12 +276,18 @@ class Runner:
         rows = json.loads(file.read_text()) if file.is_file() else {}
         key = json.dumps([*self._asked(arm, frames), self.arguments.jobs > 1])
         if key not in rows:
-            rows[key] = self._tell(arm, workdir, seed, frames)
+            row, protocol = self._tell(arm, workdir, seed, frames)
+            rows[key] = {"row": row, "protocol": protocol}
             files.write_json(file, rows)
-        return rows[key]
+        self._keep_protocol(f"{frames}", rows[key]["protocol"])
+        return rows[key]["row"]
 
-    def _tell(self, arm: Arm, workdir: pathlib.Path, seed: int, frames: int) -> dict[str, Any]:
-        """The row of one arm and length: `--mode=eval` of its run."""
+    def _keep_protocol(self, what: str, protocol: dict[str, Any]) -> None:
+        with self._locks["protocols"]:
+            study_telling.keep_protocol(self.results.with_name("protocols.json"), what, protocol)
+
+    def _tell(self, arm: Arm, workdir: pathlib.Path, seed: int, frames: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(the row of one arm and length, how it was read): `--mode=eval` of its run."""
         flags = [*self._flags(workdir, frames, self.study.ways(arm)), f"--config.seed={seed}"]
         flags += [f"--config.{field}" for field in arm.sample]
         self._command("eval", workdir, *flags)
@@ -304,16 +295,15 @@ class Runner:
         picture.parent.mkdir(exist_ok=True)
         files.write_bytes(picture, (workdir / "eval" / "story0.png").read_bytes())
         record = json.loads((workdir / "eval" / "eval.json").read_text())
-        with self._locks["protocols"]:
-            study_telling.keep_protocol(self.results.with_name("protocols.json"), frames, record)
         row = study_telling.row(arm.way, record)
         if self.arguments.jobs > 1:
             row.pop("seconds", None)  # of a machine that did something else too
-        return row
+        return row, study_telling.protocol(record["metrics"])
 
     def _asked(self, arm: Arm, frames: int) -> list[Any]:
         """What is told of a run."""
-        return [sorted(arm.sample), self.study.ways(arm), frames, self.arguments.stories, *self._networks]
+        what = [sorted(arm.sample), self.study.ways(arm), frames, self.arguments.stories]
+        return [*what, *self._networks, versions.ALL]
 
     def _picture(self, arm: Arm, workdir: pathlib.Path, frames: int) -> pathlib.Path:
         """16 frames of the first story: its own above, the told ones below."""
@@ -352,7 +342,9 @@ class Runner:
             if key in self.rows():
                 continue
             self._command("eval", workdir, *self._flags(workdir, frames, ("ground_truth",), self.arguments.stories))
-            row = study_telling.floor(json.loads((workdir / "eval" / "eval.json").read_text()))
+            record = json.loads((workdir / "eval" / "eval.json").read_text())
+            self._keep_protocol(f"{frames}, {study_table.FLOOR}", study_telling.protocol({"": record["others"]}))
+            row = study_telling.floor(record)
             files.write_json(self.results, self.rows() | {key: row})
             print(f"{study_table.FLOOR}, {frames} frames: {row}", flush=True)
 
@@ -375,10 +367,13 @@ def main(study: Study, description: str) -> None:
             )
         seeds = [int(n) for n in arguments.seeds.split(",")]
         runner.run_all(wanted, seeds)
-        runner.floors(next(arm for arm in study.arms if arm.name in wanted), seeds[0])
+        try:
+            runner.floors(next(arm for arm in study.arms if arm.name in wanted), seeds[0])
+        except SystemExit as error:  # a data set may have no other real stories
+            print(f"{study_table.FLOOR}: not measured: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
     rows = runner.rows()
     print(study_table.table(study, rows))
-    if arguments.anew:
+    if runner.comparable:
         print(study_table.apart(study, json.loads((study.folder / "results.json").read_text()), rows))
     if rows and not arguments.table:
         import study_plot

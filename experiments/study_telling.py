@@ -53,16 +53,20 @@ def row(way: str, record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in out.items() if value is not None}
 
 
-def keep_protocol(file: pathlib.Path, frames: int, record: Mapping[str, Any]) -> None:
-    """Keeps how a length is read, metric -> protocol, for all arms of a study.
+def protocol(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Metric -> protocol, of a record's metrics by way; the story score's are in the key of what is told."""
+    found = {name: record["protocol"] for of in metrics.values() for name, record in of.items()}
+    return {name: protocol for name, protocol in found.items() if not name.startswith("story_")}
+
+
+def keep_protocol(file: pathlib.Path, frames: str, now: Mapping[str, Any]) -> None:
+    """Keeps how videos of so many frames are read, for all arms of a study.
 
     Raises:
       SystemExit: rows of that length are of another protocol.
     """
     kept = json.loads(file.read_text()) if file.is_file() else {}
-    before = kept.get(str(frames), {})
-    now = {name: m["protocol"] for metrics in record["metrics"].values() for name, m in metrics.items()}
-    now = {name: protocol for name, protocol in now.items() if not name.startswith("story_")}
+    before = kept.get(frames, {})
     for name in sorted(set(before) & set(now)):
         other = sorted(key for key in {*before[name], *now[name]} if before[name].get(key) != now[name].get(key))
         if other:
@@ -71,7 +75,7 @@ def keep_protocol(file: pathlib.Path, frames: int, record: Mapping[str, Any]) ->
                 " do not compare: move results.json and protocols.json away, or give another --work"
             )
     if now.keys() - before.keys():
-        files.write_json(file, kept | {str(frames): before | now})
+        files.write_json(file, kept | {frames: before | dict(now)})
 
 
 def floor(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -189,7 +189,8 @@ def _process() -> dict[str, ml_collections.ConfigDict]:
             window_temperature=1.0,  # in place of the last level's: without noise they stand still [ours]
             eta=0.0,  # DDIM's noise; 1 is ancestral
             guidance_rescale=0.0,  # how much of guidance's excess spread is taken back (arXiv:2305.08891)
-            threshold=0.0,  # dynamic thresholding of x0 at this quantile, e.g. 0.995 (arXiv:2205.11487); 0 = off
+            threshold=0.0,  # x0 clipped to this quantile of |x0|, e.g. 0.995; not divided by it as pixels are in
+            # dynamic thresholding (arXiv:2205.11487): latents have no [-1, 1] to come back to; 0 = off [ours]
         )
     )
     hierarchy = ml_collections.ConfigDict(

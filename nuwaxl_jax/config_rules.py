@@ -82,18 +82,10 @@ def _check_stage(config: ml_collections.ConfigDict, name: str) -> None:
         f"{stage.accumulate} does not divide batch_size {stage.batch_size}",
         "choose a divisor",
     )
-    _require(
-        stage.dtype in ("float32", "bfloat16"),
-        f"{field}.dtype",
-        f"unknown type {stage.dtype!r}",
-        "use float32 or bfloat16",
-    )
-    _require(
-        stage.lr_schedule in ("cosine", "constant"),
-        f"{field}.lr_schedule",
-        f"unknown schedule {stage.lr_schedule!r}",
-        "use cosine or constant",
-    )
+    known = stage.dtype in ("float32", "bfloat16")
+    _require(known, f"{field}.dtype", f"unknown type {stage.dtype!r}", "use float32 or bfloat16")
+    known = stage.lr_schedule in ("cosine", "constant")
+    _require(known, f"{field}.lr_schedule", f"unknown schedule {stage.lr_schedule!r}", "use cosine or constant")
     known = stage.optimizer in ("adamw", "muon")
     _require(known, f"{field}.optimizer", f"unknown optimiser {stage.optimizer!r}", "use adamw or muon")
     _require(
@@ -114,12 +106,12 @@ def _check_stage(config: ml_collections.ConfigDict, name: str) -> None:
     _require(stage.sample_every >= -1, f"{field}.sample_every", "is below -1", "0: at the end alone, -1: never")
     _require(stage.max_skipped >= 0, f"{field}.max_skipped", "is negative", "0 ends the run at the first such step")
     _check_keep(stage, field)
-    length = config.hierarchy.segment_length
+    least, length = 2 if name == "denoiser" else 1, config.hierarchy.segment_length
     _require(
-        1 <= stage.clip_length <= length,
+        least <= stage.clip_length <= length,
         f"{field}.clip_length",
-        f"{stage.clip_length} is not in 1..{length}",
-        "a clip has at most hierarchy.segment_length frames",
+        f"{stage.clip_length} is not in {least}..{length}",
+        "a clip has at most hierarchy.segment_length frames, and a single one has no level for a denoiser to learn",
     )
 
 
@@ -153,6 +145,10 @@ def _check_models(config: ml_collections.ConfigDict) -> None:
         f"a latent of {side} pixels cannot be halved {len(config.unet.channel_mults) - 1} times",
         "use fewer levels or larger frames",
     )
+    for name in ("vae", "unet"):
+        channels = config[name].channels
+        problem = f"{channels} is odd or below 2, and a group norm takes channels together in pairs or more"
+        _require(channels >= 2 and channels % 2 == 0, f"{name}.channels", problem, "use an even number, such as 16")
     heads = config.unet.num_heads
     for mult in config.unet.channel_mults:
         _require(
@@ -370,6 +366,8 @@ def validate(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     probabilities = ("caption_dropout", "unconditional_prob", "first_only_prob")
     for key in probabilities:
         _require(0 <= config.diffusion[key] <= 1, f"diffusion.{key}", "is not a probability", "use 0 to 1")
+    noise = config.diffusion.cond_noise
+    _require(noise >= 0, "diffusion.cond_noise", f"{noise} is negative", "0 turns it off; 1 is the latents' own spread")
     shift = config.diffusion.time_shift
     _require(shift > 0, "diffusion.time_shift", f"{shift} is not positive", "1.0 trains every timestep equally often")
     _require(

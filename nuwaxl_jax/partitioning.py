@@ -130,6 +130,36 @@ def batch_size_divides(mesh: Mesh, batch_size: int, field: str) -> None:
         )
 
 
+def processes_of(mesh: Mesh) -> np.ndarray:
+    """The process of each device of the mesh, int [data, fsdp, model]."""
+    return np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)
+
+
+def check_rows_of_processes(processes: np.ndarray) -> None:
+    """Each process reads B / P rows of a batch that no other reads; a mesh must place them so.
+
+    Args:
+      processes: of `processes_of`.
+
+    Raises:
+      ValueError: devices of several processes would hold the same rows, or not every process equally many.
+    """
+    blocks = processes.reshape(-1, processes.shape[-1])  # [data * fsdp, model]: a line holds the same rows
+    shared = next((np.unique(block).tolist() for block in blocks if len(np.unique(block)) > 1), None)
+    if shared:
+        raise ValueError(
+            f"mesh.model is {blocks.shape[1]}, so processes {' and '.join(map(str, shared))} would hold the same rows "
+            "of a batch, but each reads rows of its own; use a smaller mesh.model, within the devices of one process, "
+            "and mesh.fsdp to shard parameters over all."
+        )
+    counts = np.unique(blocks[:, 0], return_counts=True)[1]
+    if counts.min() < counts.max():
+        raise ValueError(
+            f"mesh.data * mesh.fsdp = {len(blocks)} gives one process {counts.min()} shares of a batch and another "
+            f"{counts.max()}; start every process with as many devices."
+        )
+
+
 def replicate(mesh: Mesh) -> NamedSharding:
     """The sharding of arrays that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

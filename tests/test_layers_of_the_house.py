@@ -12,6 +12,7 @@ LAYERS = {
     "main": 6,
     "command_flags": 5,
     "training.loop": 5,
+    "training.ahead": 5,
     "training.lineage": 5,
     "training.caching": 5,
     "training.checkpoint_command": 5,

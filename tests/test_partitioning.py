@@ -105,6 +105,39 @@ def test_batch_lies_on_data_and_fsdp():
     np.testing.assert_array_equal(batch["frames"], np.arange(48).reshape(16, 3))
 
 
+@pytest.mark.parametrize(
+    "processes",
+    [
+        [[[0, 0]], [[1, 1]]],  # tensor parallelism within a process
+        [[[0], [1]], [[0], [1]]],  # a process's rows need not lie together
+        [[[0], [0], [1], [1], [2], [2]]],
+    ],
+)
+def test_processes_that_hold_rows_of_their_own_are_accepted(processes):
+    partitioning.check_rows_of_processes(np.array(processes))
+
+
+@pytest.mark.parametrize(
+    "processes, message",
+    [
+        ([[[0, 1]]], "mesh.model is 2, so processes 0 and 1 would hold the same rows of a batch"),
+        ([[[0, 0], [0, 1], [1, 1]]], "processes 0 and 1 would hold .*use a smaller mesh.model"),
+        ([[[0, 1, 2, 3]], [[4, 5, 6, 7]]], "mesh.model is 4, so processes 0 and 1 and 2 and 3 would"),
+        ([[[0], [0], [1]]], "mesh.data . mesh.fsdp = 3 gives one process 1 shares of a batch and another 2"),
+    ],
+)
+def test_processes_that_would_train_on_one_anothers_rows_are_refused(processes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        partitioning.check_rows_of_processes(np.array(processes))
+    assert "\n" not in str(error.value)
+
+
+def test_the_process_of_each_device_is_read_off_the_mesh():
+    processes = partitioning.processes_of(partitioning.make_mesh(fsdp=2, model=2))
+    assert processes.shape == (2, 2, 2) and not processes.any()
+    partitioning.check_rows_of_processes(processes)
+
+
 def test_constrain_pins_the_batch_inside_jit():
     mesh = partitioning.make_mesh(fsdp=2)
     out = jax.jit(lambda x: partitioning.constrain(x * 2, mesh))(np.ones((8, 4, 2)))

@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import sys
+from typing import Any
 from typing import Callable
 
 import jax
@@ -34,6 +35,7 @@ from nuwaxl_jax.evaluation import ledger as ledger_lib
 from nuwaxl_jax.evaluation import measures as measures_lib
 from nuwaxl_jax.evaluation import protocols
 from nuwaxl_jax.evaluation import story_score
+from nuwaxl_jax.evaluation import versions
 
 HERE = pathlib.Path(__file__).parent
 SHOWN = ("scene", "colour", "shape", "exact", "identity", "step", "action", "border_ratio")
@@ -90,6 +92,7 @@ def flicker(frames: np.ndarray, every: int, gain: float) -> np.ndarray:
 
 
 TO_OTHERS = "_to_others"  # ends the names of distances to other real stories; others are to the undamaged ones
+OTHERS = "other_stories"  # in the place of a damage
 DISTANCES = ("b_fvd_16", "fvd_spread_16", "frechet_stills")
 _SEEN = ("b_fvd_16_to_others", "frechet_stills_to_others")
 # Damage -> (what does it, what must be worse than undamaged). From the undamaged stories themselves any damage is
@@ -153,23 +156,50 @@ def _distance(kind: str, real: np.ndarray, made: np.ndarray) -> float:
     return frechet.distance_of_samples(*flat)
 
 
-def changes(label: str, stories: int, ledger: ledger_lib.Ledger) -> dict[str, list[float]]:
+_PARTS = dict(zip(DISTANCES, ("clips", "spread", "stills")))  # of what is read of a video
+
+
+def _score_changes(before: str, after: str, stories: int, ledger: ledger_lib.Ledger) -> dict[str, Any]:
+    """Score -> interval of its change from one damage to another, stories resampled."""
+    read = [[ledger.read(_file(of), i)["score"] for i in range(stories)] for of in (before, after)]
+    out = {}
+    for kind in read[1][0]:
+        moved = [b[kind] - a[kind] for a, b in zip(*read) if a[kind] is not None and b[kind] is not None]
+        out[kind] = intervals.rounded(intervals.of_mean(np.array(moved))) if moved else None
+    return out
+
+
+def changes(label: str, stories: int, ledger: ledger_lib.Ledger) -> dict[str, Any]:
     """Metric -> 95 % interval of damaged less undamaged, stories (and the others, for distances to them) resampled."""
-    out, name = {}, _file(label)
-    read = {of: [ledger.read(of, i)["score"] for i in range(stories)] for of in ("undamaged", name)}
-    for kind in read[name][0]:
-        pairs = [(a[kind], b[kind]) for a, b in zip(read["undamaged"], read[name])]
-        moved = np.array([b - a for a, b in pairs if a is not None and b is not None])
-        out[kind] = intervals.rounded(intervals.of_mean(moved)) if len(moved) else None
-    for kind, part in zip(DISTANCES, ("clips", "spread", "stills")):
-        sets = [[ledger.arrays(of, i)[part] for i in range(stories)] for of in ("undamaged", name, "other_stories")]
-        both, others = np.stack(sets[:2], axis=1), np.stack(sets[2])  # those of one story are drawn together
+    out = _score_changes("undamaged", label, stories, ledger)
+    for kind, part in _PARTS.items():
+        read = [[ledger.arrays(_file(of), i)[part] for i in range(stories)] for of in ("undamaged", label, OTHERS)]
+        both, others = np.stack(read[:2], axis=1), np.stack(read[2])  # those of one story are drawn together
 
         def further(both: np.ndarray, others: np.ndarray, kind: str = kind) -> float:
             return _distance(kind, others, both[:, 1]) - _distance(kind, others, both[:, 0])
 
         out[kind + TO_OTHERS] = intervals.rounded(intervals.of(further, both, others))
     return {kind: interval for kind, interval in out.items() if interval is not None}
+
+
+def steps(label: str, stories: int, ledger: ledger_lib.Ledger) -> dict[str, Any]:
+    """Metric -> 95 % interval of a damage less the milder one of its kind, of those that `WORSE` names."""
+    found = {severe: (mild, kinds) for damages, kinds in WORSE for mild, severe in itertools.pairwise(damages)}
+    if label not in found:
+        return {}
+    mild, kinds = found[label]
+    out = _score_changes(mild, label, stories, ledger)
+    for kind in set(kinds) & set(DISTANCES):
+        read = [
+            [ledger.arrays(_file(of), i)[_PARTS[kind]] for i in range(stories)] for of in ("undamaged", mild, label)
+        ]
+
+        def further(three: np.ndarray, kind: str = kind) -> float:
+            return _distance(kind, three[:, 0], three[:, 2]) - _distance(kind, three[:, 0], three[:, 1])
+
+        out[kind] = intervals.rounded(intervals.of(further, np.stack(read, axis=1)))
+    return {kind: out[kind] for kind in kinds if out.get(kind) is not None}
 
 
 def gather(label: str, stories: int, others: int, which, measures, ledger, data) -> dict[str, float | None]:
@@ -208,8 +238,9 @@ def _mark(kind: str, before: float | None, row: dict, asked: bool | None) -> str
         return "-"
     cell = f"{value + 0:.4g}"  # no -0
     if asked is not None:
-        low, high = row.get("change", {}).get(kind, (1.0, 1.0))
-        return f"~~{cell}~~" if not asked else f"{cell} ?" if low <= 0 <= high else f"**{cell}**"
+        found = [row[of][kind] for of in ("change", "change_from_milder") if kind in row.get(of, {})]
+        certain = found and not any(low <= 0 <= high for low, high in found)
+        return f"~~{cell}~~" if not asked else f"**{cell}**" if certain else f"{cell} ?"
     if before is None or kind in DISTANCES:
         return cell
     return f"({cell})" if value == before else cell if _worse(kind, before, value) else f"*{cell}*"
@@ -234,8 +265,8 @@ def verdicts(rows: dict[str, dict]) -> dict[str, dict[str, bool]]:
 
 
 MARKS = """Bold: had to get worse, than undamaged or than the milder damage of its kind, and did; with a question mark
-where the 95 % interval of the change from undamaged (stories resampled) has 0; struck through: went the wrong way. What
-had not to move: in brackets where it does not, in italics where the damaged stories look *better* by it."""
+where the 95 % interval of the change (stories resampled) has 0; struck through: went the wrong way. What had not to
+move: in brackets where it does not, in italics where the damaged stories look *better* by it."""
 
 
 def table(rows: dict[str, dict]) -> str:
@@ -290,7 +321,8 @@ def main() -> None:
     videos = held_out.HeldOut(config, OTHERS_FROM + arguments.stories, arguments.frames)
     data = videos.protocol(arguments.stories)
     protocol = {"data": data, "measures": measures.protocol(), "frames": arguments.frames, "blocks": which.blocks}
-    ledger = ledger_lib.Ledger(arguments.work, protocol | {"stills": which.stills, "damages": list(DAMAGES)})
+    key = protocol | {"stills": which.stills, "damages": list(DAMAGES), "versions": versions.ALL}
+    ledger = ledger_lib.Ledger(arguments.work, key)
     for number in range(arguments.stories):
         for label in ("undamaged", *DAMAGES):
             measure(label, number, videos, measures, which, ledger)
@@ -306,6 +338,7 @@ def main() -> None:
     rows = {label: gather(label, *numbers, which, measures, ledger, data) for label in labels}
     for label in DAMAGES:
         rows[label]["change"] = changes(label, arguments.stories, ledger)
+        rows[label]["change_from_milder"] = steps(label, arguments.stories, ledger)
     print(table(rows))
     print(MARKS, counts(rows), sep="\n")
     if not arguments.dry_run:

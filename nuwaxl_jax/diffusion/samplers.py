@@ -68,7 +68,8 @@ def sample(
       eta: DDIM's noise, from 0 (deterministic) to 1 (that of DDPM); must be 0 for the others, which have none.
       clip: each x_0 estimate is clipped to [-clip, clip], the returned one included; None: not clipped.
       threshold: a fraction such as 0.995: each x_0 estimate of an element is clipped to that quantile of its |x_0|, at
-        least 1, and divided by it (dynamic thresholding, arXiv:2205.11487, section 2.3; meant for pixels in [-1, 1]).
+        least 1. Ours: dynamic thresholding (arXiv:2205.11487, section 2.3) without its division by the quantile, which
+        takes pixels back to [-1, 1] and would only shrink latents of unit variance.
       spacing: which timesteps are kept, see `timesteps`.
       temperature: standard deviation of the initial noise; 1 samples the process, 0 starts from its mean, so that only
         the steps' own noise, if any, tells two draws apart.
@@ -220,9 +221,10 @@ def _extrapolate(cond: jax.Array, uncond: jax.Array, scale: float, rescale: floa
 
 
 def _thresholded(x0: jax.Array, fraction: float) -> jax.Array:
+    """`sample`'s threshold."""
     bound = jnp.quantile(jnp.abs(x0).reshape(len(x0), -1), fraction, axis=1)  # [B]
     bound = jnp.maximum(bound, 1.0).reshape(-1, *[1] * (x0.ndim - 1))
-    return jnp.clip(x0, -bound, bound) / bound
+    return jnp.clip(x0, -bound, bound)
 
 
 def _normal(keys: jax.Array, index: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -13,6 +13,7 @@ import numpy as np
 from nuwaxl_jax import networks as networks_lib
 from nuwaxl_jax.data import pipeline
 from nuwaxl_jax.diffusion import losses
+from nuwaxl_jax.evaluation import versions
 
 NOISE_LEVELS = 8  # equally spaced timesteps
 NUM_CLIPS = 16
@@ -29,7 +30,8 @@ def identity(config: ml_collections.ConfigDict, card: dict[str, Any]) -> dict[st
     """All that the errors of weights with this card follow from; nothing of how videos are told is in it."""
     tree = {name: config.hierarchy[name] for name in ("segment_length", "depth", "handover")}
     sections = {name: config[name].to_dict() for name in ("data", *MODEL)}
-    return sections | {"hierarchy": tree, "weights": card, "clips": NUM_CLIPS, "backend": jax.default_backend()}
+    of = {"hierarchy": tree, "weights": card, "clips": NUM_CLIPS, "backend": jax.default_backend()}
+    return sections | of | {"version": versions.DENOISING}
 
 
 @functools.lru_cache(maxsize=2)

@@ -60,8 +60,8 @@ class Ledger:
         if arrays is not None:
             data = io.BytesIO()
             np.savez(data, **arrays)
-            files.write_bytes(self._arrays_path(way, story), data.getvalue())
-        files.write_json(self._path(way, story), result)
+            files.write_bytes(self._arrays_path(way, story), data.getvalue(), shared=True)
+        files.write_json(self._path(way, story), result, shared=True)  # evaluations may share what they know of videos
 
     def collect(self, way: str, count: int, stop: Callable[[], None]) -> list[dict[str, Any]]:
         """Results 0 .. count - 1, when all are there; `stop` is called while others make them, and may raise."""

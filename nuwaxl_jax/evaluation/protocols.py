@@ -30,8 +30,8 @@ import numpy as np
 from nuwaxl_jax.evaluation import frechet
 from nuwaxl_jax.evaluation import intervals
 from nuwaxl_jax.evaluation import measures as measures_lib
+from nuwaxl_jax.evaluation import versions
 
-VERSION = 1  # of the definitions here; another one is another protocol
 MIN_VIDEOS = 2  # fewer have no covariance
 
 Features = Sequence[Mapping[str, np.ndarray]]  # of each video, as `measures.Measures.read` gives them
@@ -102,7 +102,7 @@ def records(
         if len(videos) < MIN_VIDEOS:
             raise ValueError(f"{name} videos: {len(videos)} are too few for a distance; at least {MIN_VIDEOS}")
     common = {
-        "version": VERSION,
+        "version": versions.PROTOCOLS,
         "frames": frames.num_frames,
         "real": {**data, "videos": len(real), "digest": digest(real)},
         "videos": len(made),
@@ -155,7 +155,8 @@ def similarity(
     if measures.similarity is None:
         return {}
     cosines = np.stack([video["similarity"] for video in made])
-    common = {"version": VERSION, "frames": frames.num_frames, "videos": len(made), "captions of": dict(data)}
+    common = {"version": versions.PROTOCOLS, "frames": frames.num_frames, "videos": len(made)}
+    common |= {"captions of": dict(data)}
     record = {
         "value": round(float(cosines.mean()), 6),
         "interval": intervals.rounded(intervals.of_mean(cosines.mean(1))),
@@ -187,7 +188,8 @@ def means(
         out[name] = {
             "value": round(float(known.mean()), 6),
             "interval": intervals.rounded(intervals.of_mean(known)),
-            "protocol": {"version": VERSION, "videos": len(values), "interval": intervals.METHOD, **protocol},
+            "protocol": {"version": versions.PROTOCOLS, "videos": len(values), "interval": intervals.METHOD}
+            | dict(protocol),
             "subject": dict(subject),
             "notes": [f"not to be measured in {missing} of {len(values)} videos"] if missing else [],
         }

@@ -34,6 +34,7 @@ from nuwaxl_jax.evaluation import ledger as ledger_lib
 from nuwaxl_jax.evaluation import measures as measures_lib
 from nuwaxl_jax.evaluation import protocols
 from nuwaxl_jax.evaluation import stories
+from nuwaxl_jax.evaluation import versions
 from nuwaxl_jax.training import interrupts
 
 SHOWN = ("scene", "colour", "shape", "size", "count", "exact", "identity", "border_ratio")
@@ -129,7 +130,7 @@ def _protocol(config: ml_collections.ConfigDict, card: dict[str, Any], real: dic
         "parameters": "exponential moving average",
         **real,
         "backend": jax.default_backend(),
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
 
 
@@ -167,6 +168,7 @@ def run(
         "segment_length": config.hierarchy.segment_length,
         "measures": measures.protocol() if measures else {},
         "read": dataclasses.asdict(which) if measures else {},
+        "versions": versions.ALL,
     }
     protocol = hosts.of_first(_protocol(config, card, real))
     ledger = ledger_lib.Ledger(out / "scores", protocol)
@@ -238,7 +240,8 @@ def _of_single_videos(job: stories.Job, way: str, data: dict[str, Any], subject:
     common = {"frames": job.videos.num_frames, "real": data}
     scores = [result.get("score", {}) for result in results]
     told = {f"{STORY}{name}": [score[name] for score in scores] for name in scores[0] if name not in _COUNTS}
-    reader = {"read by": "evaluation/story_score.py", "segment_length": job.config.hierarchy.segment_length}
+    reader = {"read by": "evaluation/story_score.py", "version of scores": versions.STORY_SCORE}
+    reader |= {"segment_length": job.config.hierarchy.segment_length}
     out = protocols.means(told, common | reader, subject)
     for name in (name for name in FIDELITY if name in results[0]):
         by = job.measures.perceptual.protocol() if name == "lpips" else {"read by": "evaluation/image_metrics.py"}

@@ -30,6 +30,7 @@ from nuwaxl_jax.evaluation import measures as measures_lib
 from nuwaxl_jax.evaluation import story_score
 from nuwaxl_jax.hierarchy import sample as sample_lib
 from nuwaxl_jax.hierarchy import story as story_lib
+from nuwaxl_jax.hierarchy import strategies
 
 REAL = ("ground_truth", "vae_ceiling")
 # Way -> what of the config makes it; all by the same networks.
@@ -89,13 +90,27 @@ class Job:
         return None if self.measures is None else self.measures.read(frames, captions, self.which)
 
 
+def _config_of(job: Job, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """The config of a way."""
+    config = job.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.update_from_flattened_dict(dict(overrides))
+    return config
+
+
+def joins_of(job: Job, way: str) -> Sequence[range] | None:
+    """Where a way's segments meet, for `story_score`; None of videos that no segments made."""
+    if way not in GENERATORS:
+        return None
+    plans = sample_lib.make_plans(_config_of(job, GENERATORS[way]), job.videos.num_frames)
+    return strategies.joins(plans, job.videos.num_frames)
+
+
 def _generated(
     job: Job, captions: Sequence[Sequence[str]], overrides: Mapping[str, Any], group: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """(latents [V, F, h, w, c] of one group of stories, what each cost)."""
-    config = job.config.copy_and_resolve_references()
-    with config.unlocked():
-        config.update_from_flattened_dict(dict(overrides))
+    config = _config_of(job, overrides)
     stories = [story_lib.Story.from_captions(c) for c in captions]
     prompts: dict[str, int] = {}
     index = np.empty((len(stories), len(captions[0])), np.int32)
@@ -171,8 +186,8 @@ def tell(job: Job, ways: Sequence[str] = USUAL) -> dict[str, Any]:
 def _keep(way: str, story: int, frames: np.ndarray, captions: Sequence[str], result: dict[str, Any], job: Job) -> None:
     """Scores one video, and writes down what came out."""
     if job.config.data.source == "toons":
-        length = job.config.hierarchy.segment_length
-        result = result | {"score": story_score.story_score(frames, captions, segment_length=length)}
+        of = dict(segment_length=job.config.hierarchy.segment_length, joins=joins_of(job, way))
+        result = result | {"score": story_score.story_score(frames, captions, **of)}
     job.on_video(way, story, frames)
     job.ledger_of(way).write(way, story, result, job.features(frames, captions))
     shown = result.get("score", result)

@@ -55,13 +55,16 @@ class _Table:
     radius: np.ndarray
 
 
-def story_score(frames: np.ndarray, captions: Sequence[str], *, segment_length: int = 16) -> dict:
+def story_score(
+    frames: np.ndarray, captions: Sequence[str], *, segment_length: int = 16, joins: Sequence[range] | None = None
+) -> dict:
     """Scores one video.
 
     Args:
       frames: uint8 [F, H, W, 3], H = W.
       captions: F captions of the toon world, one a frame.
-      segment_length: L of the hierarchy that made the video; its finest borders are the multiples of L - 1.
+      segment_length: L of the hierarchy that made the video.
+      joins: where its segments meet, of `hierarchy.strategies.joins`; None: as a tree's, at the multiples of L - 1.
 
     Returns:
       A JSON-serialisable dict.
@@ -84,10 +87,11 @@ def story_score(frames: np.ndarray, captions: Sequence[str], *, segment_length: 
           Actions shorter than 24 frames (45 where the video cuts them) are not judged.
       Smoothness, mean absolute differences of neighbouring frames in 0..1, without the cuts between shots. A cut is
       where the captions' scene changes.
-        difference_inside, difference_border: the two differences on either side of a border frame, and all others.
-        border_ratio: sum over borders of the former by the sum of the latter within L - 1 frames of the border; 1 is
+        difference_border, difference_inside: those where segments meet (of a tree the two on either side of a border
+          frame, of clips side by side the one between them), and all others.
+        border_ratio: sum over joins of the former by the sum of the latter within L - 1 frames of the join; 1 is
           seamless, above 1 segments do not join.
-        border_ratio_coarse: the same at the multiples of (L - 1)^2 only.
+        border_ratio_coarse: the same at joins at the multiples of (L - 1)^2 only.
       curve: for scene, colour, shape, size, count, exact, position, action and difference: NUM_BINS means over equal
         parts of the video; `curve['frame']` holds the middle of each part.
       num_frames, num_shots, num_characters.
@@ -106,7 +110,10 @@ def story_score(frames: np.ndarray, captions: Sequence[str], *, segment_length: 
     score, curves = _story(table)
     score.update(_identity(table))
     motion, motion_curves = _motion(table)
-    smoothness, difference = _smoothness(frames, table.shot, segment_length - 1)
+    stride = segment_length - 1
+    if joins is None:
+        joins = [range(border - 1, border + 1) for border in range(stride, len(frames) - 1, stride)]
+    smoothness, difference = _smoothness(frames, table.shot, stride, joins)
     score.update(motion, **smoothness)
     curves.update(motion_curves, difference=np.append(difference, np.nan))
     edges = np.linspace(0, len(frames), NUM_BINS + 1)
@@ -323,8 +330,8 @@ def _judge(action: str, x: np.ndarray, y: np.ndarray) -> tuple[bool, bool]:
     return sideways, sideways and bool(leap >= _MIN_LEAP if action in world.AIRBORNE else leap <= _MAX_IDLE)
 
 
-def _smoothness(frames: np.ndarray, shot: np.ndarray, stride: int) -> tuple[dict, np.ndarray]:
-    """Differences of neighbouring frames at borders (multiples of `stride` and of its square) and elsewhere.
+def _smoothness(frames: np.ndarray, shot: np.ndarray, stride: int, joins: Sequence[range]) -> tuple[dict, np.ndarray]:
+    """Differences of neighbouring frames at joins and elsewhere.
 
     Returns:
       The numbers, and the differences, float [F - 1], NaN at cuts.
@@ -334,29 +341,31 @@ def _smoothness(frames: np.ndarray, shot: np.ndarray, stride: int) -> tuple[dict
         part = frames[first : first + 65].astype(np.int16)
         difference[first : first + 64] = np.abs(np.diff(part, axis=0)).mean(axis=(1, 2, 3)) / 255
     difference[np.diff(shot) != 0] = np.nan
-    index = np.arange(len(difference))
-    # Difference i lies between frames i and i + 1; the video's first and last frames join nothing.
-    beside = ((index % stride == 0) & (index > 0)) | (((index + 1) % stride == 0) & (index + 1 < len(difference)))
+    beside = np.zeros(len(difference), bool)
+    for join in joins:
+        beside[join.start : join.stop] = True
+    coarse = [join for join in joins if (join.stop - 1) % (stride * stride) == 0]
     score = {
         "difference_inside": _mean(difference[~beside]),
         "difference_border": _mean(difference[beside]),
-        "border_ratio": _border_ratio(difference, beside, stride, stride),
-        "border_ratio_coarse": _border_ratio(difference, beside, stride * stride, stride),
+        "border_ratio": _border_ratio(difference, beside, joins, stride),
+        "border_ratio_coarse": _border_ratio(difference, beside, coarse, stride),
     }
     return score, difference
 
 
-def _border_ratio(difference: np.ndarray, beside: np.ndarray, stride: int, reach: int) -> float | None:
-    """Differences at the multiples of `stride` by those within `reach` frames of them that are beside no border."""
+def _border_ratio(difference: np.ndarray, beside: np.ndarray, joins: Sequence[range], reach: int) -> float | None:
+    """Differences at the joins by those within `reach` frames of them that are at none."""
     at_border, elsewhere = [], []
-    for border in range(stride, len(difference), stride):
+    for join in joins:
+        border = join.stop - 1
         first = max(border - reach, 0)
         near = difference[first : border + reach]
         # A cut hides what lies beyond it.
         cuts = np.flatnonzero(np.isnan(near)) + first
         low = max([cut + 1 for cut in cuts if cut < border], default=first)
         high = min([cut for cut in cuts if cut >= border], default=first + len(near))
-        sides = difference[max(border - 1, low) : min(border + 1, high)]
+        sides = difference[max(join.start, low) : min(join.stop, high)]
         others = difference[low:high][~beside[low:high]]
         if sides.size and others.size:
             at_border.append(sides.mean() + _LEVEL)

@@ -28,6 +28,7 @@ from nuwaxl_jax.evaluation import comparison
 from nuwaxl_jax.evaluation import ledger as ledger_lib
 from nuwaxl_jax.evaluation import measures as measures_lib
 from nuwaxl_jax.evaluation import protocols
+from nuwaxl_jax.evaluation import versions
 from nuwaxl_jax.training import interrupts
 
 MADE, REAL, HALVES = "made", "real", "half of the real ones"  # ways, in the record
@@ -137,7 +138,10 @@ def run(
     features = {}
     with interrupts.apart(line, "stopping after this video; those read are kept") as stop:
         for name, each in sets.items():
-            ledger = ledger_lib.Ledger(out / "features", {"videos": each.fingerprint()} | reading)
+            key = {"videos": each.fingerprint(), "version": versions.PROTOCOLS} | reading
+            if measures.similarity is not None:  # of frames and their captions
+                key["captions"] = each.caption_digest(np.asarray(which.stills))
+            ledger = ledger_lib.Ledger(out / "features", key)
             features[name] = _read(each, ledger, which, size, measures, stop, lambda line: progress(f"{name}: {line}"))
     record = _record(sets, features, which, measures, reading)
     files.write_json(out / "score.json", record)

@@ -359,9 +359,9 @@ def checked_prompts(prompt_index: np.ndarray, num_videos: int | None = None) -> 
 
 
 def check_covers(plan: plan_lib.LevelPlan, num_frames: int) -> None:
-    """Checks that the finest level's last segment, and none before it, makes frame F - 1."""
-    last, new = plan.frame_index[-1], plan.frame_index[-1][~plan.given[-1]]
-    if plan.stride != 1 or last[-1] < num_frames - 1 or new[0] > num_frames - 1:
+    """Checks that the finest level's last segment, and none before it, has frame F - 1, new or given."""
+    last, before = plan.frame_index[-1], plan.frame_index[:-1].max(initial=-1)
+    if plan.stride != 1 or last[-1] < num_frames - 1 or before >= num_frames - 1:
         raise ValueError(
             f"plans end at stride {plan.stride}, frame {last[-1]}, but prompt_index has {num_frames} frames: "
             "plan for as many frames as there are prompts"

@@ -34,12 +34,12 @@ from nuwaxl_jax import networks as networks_lib
 from nuwaxl_jax import partitioning
 from nuwaxl_jax import profiling
 from nuwaxl_jax import video_io
-from nuwaxl_jax.data.toons import world
 from nuwaxl_jax.hierarchy import autoregressive
 from nuwaxl_jax.hierarchy import decode as decode_lib
 from nuwaxl_jax.hierarchy import frames as frames_lib
 from nuwaxl_jax.hierarchy import generate as generate_lib
 from nuwaxl_jax.hierarchy import keeping
+from nuwaxl_jax.hierarchy import notes
 from nuwaxl_jax.hierarchy import plan as plan_lib
 from nuwaxl_jax.hierarchy import program as program_lib
 from nuwaxl_jax.hierarchy import segments as segments_lib
@@ -354,7 +354,7 @@ def _run(
         f"{num_frames} frames of {config.data.frame_size}x{config.data.frame_size}, {len(prompts)} prompts, "
         f"{sum(p.num_segments for p in plans)} segments in {len(plans)} levels; compiling"
     )
-    if config.data.source == "toons" and (note := world.foreign_prompts(story.prompts)):
+    for note in notes.of_video(config, plans, story.prompts):
         say(f"{story_path}: {note}")
     mesh = partitioning.make_mesh(**config.mesh.to_dict())
     frames = _latents(config, networks, bundle, prompts, index, plans, path, redo, say)

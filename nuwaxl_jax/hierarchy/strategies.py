@@ -83,6 +83,20 @@ def plans(strategy: str, num_frames: int, length: int, depth: int, overlap: int)
     return STRATEGIES[strategy](num_frames, length, depth, overlap)
 
 
+def joins(plans: Sequence[plan_lib.LevelPlan], num_frames: int) -> tuple[range, ...]:
+    """Where the segments of stride 1 meet, as differences of neighbouring frames: i is that of frames i and i + 1.
+
+    A segment that is given its first frames joins at the last of them, b: differences b - 1 and b. One that is given
+    nothing joins the frame before it: that difference alone. The video's first and last frames join nothing.
+    """
+    found = set()
+    for first, given in zip(plans[-1].frame_index[:, 0].tolist(), plans[-1].given):
+        at = first + (int(np.argmin(given)) - 1 if given[0] else 0)
+        if 0 < at < num_frames - 1:
+            found.add((at - 1, at + 1 if given[0] else at))
+    return tuple(range(*join) for join in sorted(found))
+
+
 def knows_no_future(strategy: str, plans: Sequence[plan_lib.LevelPlan] = (), depth: int = 1) -> bool:
     """Whether segments of stride 1 are made without their last frame given: such ones need noise to start from.
 

@@ -112,7 +112,7 @@ class Conv2D(nn.Module):
 
 def num_groups(channels: int) -> int:
     """Groups of a group norm: 32 from 64 channels on (as in latent diffusion), fewer below, always a divisor."""
-    return math.gcd(32, max(channels // 2, 1))
+    return math.gcd(32, max(channels // 2, 1), channels)
 
 
 class GroupNorm(nn.Module):

@@ -12,6 +12,8 @@ every setting that an example follows from.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import io
 import math
 import os
 import time
@@ -40,6 +42,7 @@ from nuwaxl_jax.training import tasks
 _FREE = ("path", "captions", "cache", "max_bad", "num_workers", "num_threads", "prefetch", "num_eval_episodes")
 _BATCH = 8  # clips encoded at a time, a device at least one
 _PROMPTS = 16  # encoded at a time
+_NUM_HEADS = 4  # text.num_heads of a cache whose key names none
 
 
 def seed_of(config: ml_collections.ConfigDict, stage: str) -> int:
@@ -83,14 +86,16 @@ def iterator(config: ml_collections.ConfigDict, workdir: str, stage: str) -> pip
 
 def look_ahead(config: ml_collections.ConfigDict, stages: Sequence[str]) -> None:
     """Asks whether videos are long enough for stages that are trained later, so that the first does not run in vain.
+    The first process alone says for which levels they are.
 
     Raises:
       ValueError: data of which a denoiser would never see one of its levels.
     """
-    for stage in stages:
-        section = lineage.section_of(stage)
-        if section == "denoiser" and not tasks.cached(config, section):
-            pipeline.make_items(_data_of(config, stage), "train", section, seed=seed_of(config, stage))
+    with contextlib.redirect_stdout(io.StringIO()) if jax.process_index() else contextlib.nullcontext():
+        for stage in stages:
+            section = lineage.section_of(stage)
+            if section == "denoiser" and not tasks.cached(config, section):
+                pipeline.make_items(_data_of(config, stage), "train", section, seed=seed_of(config, stage))
 
 
 def key_of(
@@ -117,7 +122,7 @@ def key_of(
         fields=list(fields),
         data={name: value for name, value in data.items() if name not in _FREE},
         hierarchy={name: config.hierarchy[name] for name in ("segment_length", "depth", "handover")},
-        text={name: config.text[name] for name in ("tokenizer", "vocab_size", "max_tokens")},
+        text=_text(config, kept="text" in fields),
         clip_length=config.train[section].clip_length,
         dtype=config.train[section].dtype,
         frame_layers={name: config.vae[name] for name in ("temporal", "temporal_padding")},
@@ -125,6 +130,19 @@ def key_of(
         text_encoder=identity.of_tree(text) if "text" in fields else "",
     )
     return dict(key, videos=_videos(config, stage, source))
+
+
+def _text(config: ml_collections.ConfigDict, kept: bool) -> dict[str, Any]:
+    """What tokens follow from and, where they are kept, the text's states; beside the text encoder's parameters.
+
+    What was added later is absent where it is as it was for all before: their caches stay valid.
+    """
+    key = {name: config.text[name] for name in ("tokenizer", "vocab_size", "max_tokens")}
+    if key["tokenizer"] == "clip_bpe":
+        key["vocabulary"] = identity.of_vocabulary(config.text.vocabulary)
+    if kept and config.text.num_heads != _NUM_HEADS:  # no parameter's shape tells
+        key["num_heads"] = config.text.num_heads
+    return key
 
 
 def _videos(config: ml_collections.ConfigDict, stage: str, source: Any) -> str:

@@ -33,6 +33,7 @@ class Interrupt:
     def __init__(self, follows: str = "stopping after this step; a checkpoint follows"):
         self._follows = follows
         self._told = False
+        self._agreed = False
         self.count = 0
 
     def tell(self, signum: int, frame: Any) -> None:
@@ -48,10 +49,11 @@ class Interrupt:
             os.write(2, f"{line}\n".encode())
 
     def asked(self) -> bool:
-        """Whether to stop now. Every process must ask equally often: the count is what they agree on."""
+        """Whether to stop, now and ever after. Every process must ask equally often: they agree on the count."""
         self.count += 1
-        if jax.process_count() > 1:
-            return bool(multihost_utils.reached_preemption_sync_point(self.count))
+        if jax.process_count() > 1:  # the service says so at one count alone, which may be a stage's last step
+            self._agreed = self._agreed or bool(multihost_utils.reached_preemption_sync_point(self.count))
+            return self._agreed
         return self._told
 
     def asked_apart(self, count: int) -> bool:
@@ -59,7 +61,7 @@ class Interrupt:
         if jax.process_count() > 1:
             first, self.count = self.count + 1, max(self.count, count)
             asked = [multihost_utils.reached_preemption_sync_point(n) for n in range(first, self.count + 1)]
-            self._told = self._told or any(asked)
+            self._told = self._told or self._agreed or any(asked)
         return self._told
 
     def leave_if_asked(self, where: str) -> None:

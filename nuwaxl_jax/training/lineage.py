@@ -1,5 +1,6 @@
 """The stages of a run and what each starts from: first parameters, the VAE and the latents' scale a denoiser sees."""
 
+from collections.abc import Sequence
 import json
 import os
 from typing import Any
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from nuwaxl_jax import config as config_lib
 from nuwaxl_jax import files
 from nuwaxl_jax import networks as networks_lib
 from nuwaxl_jax.data import pipeline
@@ -17,7 +19,9 @@ from nuwaxl_jax.training import initial
 from nuwaxl_jax.training import latents
 from nuwaxl_jax.training import metrics
 from nuwaxl_jax.training import perceptual
+from nuwaxl_jax.training import step_folders
 from nuwaxl_jax.training import tasks
+from nuwaxl_jax.training import workdirs
 
 LATENT_STATS_FILE = "latent_stats.json"
 LATENT_STATS_CLIPS = 128
@@ -62,6 +66,37 @@ def vae_of(config: ml_collections.ConfigDict, workdir: str) -> Any:
         return initial.vae_of(config)
     problem = f"the denoiser needs a VAE and {workdir} has none"
     raise ValueError(f"train.stages: {problem}; put 'image_vae' and 'vae' before it, or set train.init_from")
+
+
+def check_latents_stay(config: ml_collections.ConfigDict, workdir: str, stages: Sequence[str]) -> None:
+    """Refuses to train a VAE on under a denoiser that was trained on its latents.
+
+    A VAE that goes back behind a damaged checkpoint is made the same again, so that may be.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      stages: those that are to be trained.
+
+    Raises:
+      ValueError: naming the field that has to stay.
+    """
+    denoisers = [s for s in workdirs.stages(workdir) if section_of(s) in ("image_denoiser", "denoiser")]
+    denoiser = next((s for s in denoisers if checkpoint.latest_step(workdir, s) is not None), "")
+    for stage in config_lib.VAE_STAGES:
+        if not denoiser or stage not in stages:
+            continue
+        directory = checkpoint.stage_directory(workdir, stage)
+        damaged = map(step_folders.number, step_folders.set_aside_before(directory))
+        have, wanted = max([*step_folders.steps(directory), *damaged], default=0), config.train[stage].num_steps
+        if have < wanted:
+            field, mend = "train.stages", "leave it out"
+            if have:
+                field, mend = f"train.{stage}.num_steps", f"set it to {have}"
+            raise ValueError(
+                f"{field}: {stage} would go from step {have} to {wanted} under {denoiser}, which learnt its latents "
+                f"as they are; {mend}, or use a new workdir, with this run's exported weights in train.init_from"
+            )
 
 
 def latent_stats(config: ml_collections.ConfigDict, workdir: str) -> dict[str, np.ndarray]:

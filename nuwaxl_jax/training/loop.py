@@ -28,6 +28,7 @@ from nuwaxl_jax import config as config_lib
 from nuwaxl_jax import partitioning
 from nuwaxl_jax import profiling
 from nuwaxl_jax.cost import model_flops
+from nuwaxl_jax.training import ahead
 from nuwaxl_jax.training import caching
 from nuwaxl_jax.training import checkpoint
 from nuwaxl_jax.training import feed
@@ -312,8 +313,8 @@ def train(
       hooks, watch: see `run_stage`; the time before the first stage that is trained counts as its start.
 
     Raises:
-      ValueError: a workdir of another config; a mesh that does not fit the devices or the batch; LPIPS weights that
-        cannot be used; videos too short for a level of the tree.
+      ValueError: a workdir of another config; a mesh that does not fit the devices; LPIPS weights that cannot be used;
+        what `ahead.check` refuses.
       SystemExit: 42, interrupted and saved.
     """
     mesh = partitioning.make_mesh(**config.mesh.to_dict())
@@ -321,7 +322,7 @@ def train(
     stages = lineage.stages(config)
     steps = {stage: config.train[lineage.section_of(stage)].num_steps for stage in stages}
     to_train = [stage for stage in stages if (checkpoint.latest_step(workdir, stage) or 0) < steps[stage]]
-    caching.look_ahead(config, to_train[1:])  # before hours of the first are spent
+    ahead.check(config, workdir, to_train, mesh)  # before hours of the first are spent
     checkpoint.claim_workdir(workdir, config_lib.to_json(config))
     resolved = json.loads(config_lib.to_json(config))
     with interrupts.catch() as interrupt:

@@ -3,13 +3,16 @@
 A VAE shows a held-out clip beside its reconstruction; the image denoiser shows held-out frames beside those it makes
 from the same prompts; a denoiser shows, for each level it serves, a held-out clip beside the one it makes from the same
 prompts and the same given frames. All with the averaged parameters.
+
+A preview never ends a training: what the held-out videos cannot show is left out, with one line.
 """
 
 from __future__ import annotations
 
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -18,21 +21,45 @@ from nuwaxl_jax import networks as networks_lib
 from nuwaxl_jax.data import pipeline
 from nuwaxl_jax.diffusion import samplers
 from nuwaxl_jax.hierarchy import segments as segments_lib
+from nuwaxl_jax.training import latents
+from nuwaxl_jax.training import metrics
 
 
 _IMAGES = 8  # that the image denoiser shows
 
 
-def _clip(config: ml_collections.ConfigDict, stage: str, level: int, batch_size: int = 1) -> dict[str, np.ndarray]:
-    """The first held-out clips of a level."""
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.data.level_weights = tuple(float(k == level) for k in range(config.hierarchy.depth))
-    iterator = pipeline.make_iterator(config, "valid", stage, seed=config.seed, batch_size=batch_size)
-    try:
-        return next(iterator)
-    finally:
-        iterator.close()
+class _HeldOut:
+    """The first held-out clips of a run, by stage and level."""
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        self._config = config
+        self._said: set[str] = set()
+
+    def clips(self, stage: str, level: int, batch_size: int = 1) -> dict[str, np.ndarray] | None:
+        """A batch; None, on every process, where the videos of one have none, and why is said once."""
+        batch, problem = None, "another process has no such clip"
+        try:
+            batch = self._draw(stage, level, batch_size)
+        except ValueError as error:  # too few videos, too short ones, or damaged ones
+            problem = " ".join(str(error).split())
+        missing = batch is None
+        if jax.process_count() > 1:  # all run the same programs
+            missing = bool(np.any(multihost_utils.process_allgather(np.bool_(missing))))
+        if missing and problem not in self._said:
+            self._said.add(problem)
+            of = f" of level {level}" if stage == "denoiser" else ""
+            metrics.warn(f"{stage}: no preview{of}: the valid split has no clip for it: {problem}")
+        return None if missing else batch
+
+    def _draw(self, stage: str, level: int, batch_size: int) -> dict[str, np.ndarray]:
+        config = self._config.copy_and_resolve_references()
+        with config.unlocked():
+            config.data.level_weights = tuple(float(k == level) for k in range(config.hierarchy.depth))
+        iterator = pipeline.make_iterator(config, "valid", stage, seed=config.seed, batch_size=batch_size)
+        try:
+            return next(iterator)
+        finally:
+            iterator.close()
 
 
 def _beside(real: np.ndarray, made: jax.Array) -> np.ndarray:
@@ -40,9 +67,11 @@ def _beside(real: np.ndarray, made: jax.Array) -> np.ndarray:
     return np.concatenate([real, np.asarray(networks_lib.to_uint8(made))], axis=2)
 
 
-def _reconstruction(config, networks, stage: str, params: Any) -> dict[str, np.ndarray]:
-    frames = _clip(config, stage, config.hierarchy.depth - 1)["frames"]
-    temporal = stage == "vae"
+def _reconstruction(held_out: _HeldOut, depth: int, networks, stage: str, params: Any) -> dict[str, np.ndarray]:
+    batch, temporal = held_out.clips(stage, depth - 1), stage == "vae"
+    if batch is None:
+        return {}
+    frames = batch["frames"]
 
     @jax.jit
     def reconstruct(params: Any, frames: jax.Array) -> jax.Array:
@@ -51,9 +80,12 @@ def _reconstruction(config, networks, stage: str, params: Any) -> dict[str, np.n
     return {"reconstruction": _beside(frames[0], reconstruct(params, frames)[0])}
 
 
-def _images(config, networks, params: Any, frozen: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _images(held_out: _HeldOut, config, networks, params: Any, frozen: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """One image: held-out frames in the upper row, made ones in the lower."""
     sampler = config.sampler
+    batch = held_out.clips("image_denoiser", 0, _IMAGES)
+    if batch is None:
+        return {}
 
     @jax.jit
     def generate(params, frozen, tokens):
@@ -78,33 +110,40 @@ def _images(config, networks, params: Any, frozen: Mapping[str, Any]) -> dict[st
         z = made / frozen["latent_scale"] + frozen["latent_shift"]
         return networks.decode(frozen["vae"], z[:, None])[:, 0]
 
-    batch = _clip(config, "image_denoiser", 0, _IMAGES)
     made = networks_lib.to_uint8(generate(params, frozen, batch["tokens"][:, 0]))
     rows = (np.concatenate(list(np.asarray(row)), axis=1) for row in (batch["frames"][:, 0], made))
     return {"images": np.concatenate(list(rows), axis=0)}
 
 
-def _generation(config, networks, levels: range, params: Any, frozen: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _generation(
+    held_out: _HeldOut, config, networks, levels: Sequence[int], params: Any, frozen: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
     sample = segments_lib.sampler_of(config, networks)
+    pixel = config.hierarchy.handover == "pixel"
 
     def generate(params, frozen, frames, tokens, null_tokens, level):
-        length = frames.shape[1]
-        mean, _ = networks.encode(frozen["vae"], frames)
-        x0 = (mean - frozen["latent_shift"]) * frozen["latent_scale"]
-        border = (jnp.arange(length) % (length - 1) == 0) & (level > 0)
-        mask = jnp.broadcast_to(border[None, :, None, None, None].astype(jnp.float32), (*x0.shape[:-1], 1))
+        def latents_of(video):
+            mean, _ = networks.encode(frozen["vae"], video)
+            return (mean - frozen["latent_shift"]) * frozen["latent_scale"]  # [1, L, h, w, c]
+
+        x0, length = latents_of(frames), frames.shape[1]
+        given = ((jnp.arange(length) % (length - 1) == 0) & (level > 0)).astype(jnp.float32)[None]  # [1, L]
+        mask = jnp.broadcast_to(given[:, :, None, None, None], (*x0.shape[:-1], 1))
+        cond = latents_of(latents.masked(networks_lib.to_float(frames), given)) if pixel else mask * x0
         table, null = (networks.text_states(params["text"], t) for t in (tokens, null_tokens))
         # One tree, where the sampler looks for it whatever the level.
         single = dict(denoisers=(params,), text=(table,), null_text=(null,))
         keys = jax.random.split(jax.random.key(config.seed), 1)
-        made = sample(single, keys, mask * x0, mask, jnp.arange(length, dtype=jnp.int32)[None], level=level)
+        made = sample(single, keys, cond, mask, jnp.arange(length, dtype=jnp.int32)[None], level=level)
         made = jnp.where(mask > 0, x0, made)
         return networks.decode(frozen["vae"], made / frozen["latent_scale"] + frozen["latent_shift"])[0]
 
     run = jax.jit(generate, static_argnames="level")
     out = {}
     for level in levels:
-        batch = _clip(config, "denoiser", level)
+        batch = held_out.clips("denoiser", level)
+        if batch is None:
+            continue
         made = run(params, frozen, batch["frames"], batch["tokens"][0], networks.null_tokens(), level=level)
         out[f"level_{level}"] = _beside(batch["frames"][0], made)
     return out
@@ -112,16 +151,18 @@ def _generation(config, networks, levels: range, params: Any, frozen: Mapping[st
 
 def make_hooks(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """{'sample': hook} for `loop.train`."""
+    held_out = _HeldOut(config)
 
     def sample(stage: str, state: Any, frozen: Mapping[str, Any], step: int) -> dict[str, np.ndarray]:
         del step
         networks = networks_lib.build(config)
         if stage == "image_denoiser":
-            return _images(config, networks, state.ema_params, frozen)
+            return _images(held_out, config, networks, state.ema_params, frozen)
         if not stage.startswith("denoiser"):
-            return _reconstruction(config, networks, stage, state.ema_params)
+            return _reconstruction(held_out, config.hierarchy.depth, networks, stage, state.ema_params)
         level = stage.removeprefix("denoiser").removeprefix("_")
-        levels = range(int(level), int(level) + 1) if level else range(config.hierarchy.depth)
-        return _generation(config, networks, levels, state.ema_params, frozen)
+        trained = [k for k, weight in enumerate(config.data.level_weights) if weight > 0]
+        levels = [int(level)] if level else trained  # a network of its own learns its level whatever the weight
+        return _generation(held_out, config, networks, levels, state.ema_params, frozen)
 
     return {"sample": sample}

@@ -33,8 +33,8 @@ def stages(workdir: str) -> list[str]:
     return sorted(found, key=lambda stage: os.stat(stage_directory(workdir, stage)).st_mtime)
 
 
-# Fields that may differ from those the workdir was made with: they change how long, how often, how fast or where, or
-# concern sampling alone.
+# Fields that may differ from those the workdir was made with: they change how long, how often, how fast, where or in
+# how much memory, or concern sampling alone.
 _FREE_FIELDS = ("num_steps", "log_every", "eval_every", "sample_every", "checkpoint_every", "max_skipped")
 _FREE_FIELDS += ("keep", "keep_every", "keep_hours", "keep_best", "best_metric")
 _FREE_PREFIXES = (
@@ -43,10 +43,13 @@ _FREE_PREFIXES = (
     "mesh.",
     "sampler.",
     "vae.lpips_weights",
+    "vae.remat",
+    "unet.remat",
     "text.vocabulary",
     "train.init_from",
     "eval.",
     "data.cache",
+    "data.max_bad",
     "data.num_workers",
     "data.num_threads",
     "data.prefetch",
@@ -68,7 +71,9 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _is_free(name: str) -> bool:
+def _is_free(name: str, values: dict[str, Any]) -> bool:
+    if name.endswith(".accumulate"):  # the order of sums alone; but with a discriminator lambda is of each micro-batch
+        return not values.get("vae.gan_weight") or name.split(".")[1] not in config_lib.VAE_STAGES
     return name.rsplit(".", 1)[-1] in _FREE_FIELDS or name.startswith(_FREE_PREFIXES)
 
 
@@ -85,7 +90,7 @@ def claim_workdir(workdir: str, config_json: str) -> None:
       config_json: the resolved config as JSON.
 
     Raises:
-      ValueError: listing each field that differs, cadences and lengths apart.
+      ValueError: listing each field that differs, those of cadence, length, speed and memory apart.
     """
     path = os.path.join(os.path.abspath(workdir), CONFIG_FILE)
     given = json.loads(config_json)
@@ -103,7 +108,7 @@ def claim_workdir(workdir: str, config_json: str) -> None:
         wrong = [
             f"{name} {old.get(name, missing)!r} -> {new.get(name, missing)!r}"
             for name in sorted({*old, *new})
-            if old.get(name, missing) != new.get(name, missing) and not _is_free(name)
+            if old.get(name, missing) != new.get(name, missing) and not _is_free(name, new)
         ]
         if wrong and _has_trained(workdir):
             raise ValueError(

@@ -94,3 +94,12 @@ def test_a_study_without_figures_is_refused(prose, monkeypatch, capsys):
 def test_an_arm_that_is_not_there_is_told(prose, tmp_path):
     folder = _study(tmp_path, "It is 3.0.", "3.0 | fvd @ 226 | three")
     assert "no row of 'three' at 226 frames has 'fvd'" in prose.wrong(folder)[0]
+
+
+def test_percentages_factors_and_numbers_after_links_need_a_line_and_three_arms_are_refused(prose, tmp_path):
+    _study(tmp_path, "It grew by 31 % and 9 times, see [`there`](x) 99.5 and 16 frames.")
+    said = prose.wrong(tmp_path)
+    assert said == [f"{number}: no line of figures.txt" for number in ("31", "9", "99.5")]
+    _study(tmp_path, "The tree is 3.0 off.", "3.0 | fvd @ 226 | tree - window - tree")
+    [said] = prose.wrong(tmp_path)
+    assert "names more than two arms" in said

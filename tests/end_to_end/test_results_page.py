@@ -68,15 +68,15 @@ def test_no_damage_of_the_record_moved_the_wrong_way_where_it_had_to_be_seen():
 
 def test_rows_of_another_protocol_are_refused(telling, tmp_path):
     def record(**protocol):
-        return {"metrics": {"nuwa_xl": {name: {"protocol": protocol} for name in ("b_fvd_16", "story_exact")}}}
+        return telling.protocol({"nuwa_xl": {name: {"protocol": protocol} for name in ("b_fvd_16", "story_exact")}})
 
     file = tmp_path / "protocols.json"
-    telling.keep_protocol(file, 226, record(videos=8, weights="a"))
-    telling.keep_protocol(file, 1024, record(videos=4, weights="a"))
-    telling.keep_protocol(file, 226, record(videos=8, weights="a"))
+    telling.keep_protocol(file, "226", record(videos=8, weights="a"))
+    telling.keep_protocol(file, "1024", record(videos=4, weights="a"))
+    telling.keep_protocol(file, "226", record(videos=8, weights="a"))
     assert json.loads(file.read_text())["226"] == {"b_fvd_16": {"videos": 8, "weights": "a"}}
     with pytest.raises(SystemExit, match="b_fvd_16 of 226 frames has been read with another weights"):
-        telling.keep_protocol(file, 226, record(videos=8, weights="b"))
+        telling.keep_protocol(file, "226", record(videos=8, weights="b"))
     assert set(json.loads(file.read_text())) == {"226", "1024"}
 
 
@@ -87,7 +87,11 @@ def test_rows_made_again_lie_apart_and_are_told_beside_those_kept(tmp_path, monk
         monkeypatch.setattr("sys.argv", ["run.py", f"--work={tmp_path}", *more])
         runner = module.study.Runner(module.STUDY, module.study.arguments_of(module.STUDY, ""))
         places[name] = runner.results, runner.workdir(module.STUDY.arms[0], 0)
-        assert ("--inception=f.pth" in runner._flags(tmp_path, 226, ("nuwa_xl",))) == (name == "fid")
+        network = f"--inception={pathlib.Path('f.pth').resolve()}"  # commands run in another folder
+        assert (network in runner._flags(tmp_path, 226, ("nuwa_xl",))) == (name == "fid")
+        assert runner.comparable == (name == "anew")
+    monkeypatch.setattr("sys.argv", ["run.py", f"--work={tmp_path}", "--anew", "--stories=2"])
+    assert not module.study.Runner(module.STUDY, module.study.arguments_of(module.STUDY, "")).comparable
     assert len({results for results, _ in places.values()}) == 3
     assert places["anew"][1] != places["kept"][1] == places["fid"][1]  # trained again; with FID the same training, told
     kept = {f"up/{seed}/226": {"exact": 0.5, "b_fvd_16": 100.0, "b_fvd_16_pooled": 10.0} for seed in range(3)}

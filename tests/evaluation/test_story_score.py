@@ -12,6 +12,7 @@ from nuwaxl_jax.data.toons import source
 from nuwaxl_jax.data.toons import world
 from nuwaxl_jax.evaluation import story_reader
 from nuwaxl_jax.evaluation import story_score
+from nuwaxl_jax.hierarchy import strategies
 
 _EPISODE, _FRAMES = 11, 480  # Two characters, walks and jumps to both sides, two shots.
 _OTHER_EPISODE = 17  # Nobody of the first plays here.
@@ -221,6 +222,37 @@ def test_flicker_at_borders_raises_the_border_ratio(video, truth_score):
     coarse[225::225] += 6
     score = story_score.story_score(np.clip(coarse, 0, 255).astype(np.uint8), captions)
     assert score["border_ratio_coarse"] > 2.5 and score["border_ratio_coarse"] > 2 * score["border_ratio"]
+
+
+def _pushed(frames, firsts):
+    """Everything one pixel further to the right from each of these frames on, and back from the next one on."""
+    out = frames.copy()
+    for number, first in enumerate(firsts):
+        if number % 2 == 0:
+            last = firsts[number + 1] if number + 1 < len(firsts) else len(frames)
+            out[first:last] = np.roll(out[first:last], 1, axis=2)
+    return out
+
+
+@pytest.mark.parametrize(
+    "strategy, depth, overlap, firsts",
+    [
+        ("independent", 3, 1, range(16, _FRAMES, 16)),
+        ("side_by_side", 1, 1, range(16, _FRAMES, 16)),
+        ("autoregressive", 3, 8, range(16, _FRAMES, 8)),
+        ("autoregressive", 3, 1, range(16, _FRAMES, 15)),
+        ("diffusion_over_diffusion", 3, 1, range(15, _FRAMES, 15)),
+    ],
+)
+def test_joins_are_looked_for_where_a_way_has_them(video, truth_score, strategy, depth, overlap, firsts):
+    frames, captions = video
+    joins = strategies.joins(strategies.plans(strategy, _FRAMES, 16, depth, overlap), _FRAMES)
+    jumpy = _pushed(frames, list(firsts))
+    ratio = story_score.story_score(jumpy, captions, joins=joins)["border_ratio"]
+    assert ratio > 2 * truth_score["border_ratio"]
+    if 15 % (firsts[1] - firsts[0]):  # a tree's joins are elsewhere
+        assert story_score.story_score(jumpy, captions)["border_ratio"] < ratio / 2
+    assert story_score.story_score(frames, captions, joins=joins)["border_ratio"] < 1.5
 
 
 def test_teleports_cost_steps_and_position(video, truth_score):

@@ -121,6 +121,9 @@ def test_captions_are_compared_where_every_frame_has_one(tmp_path):
     changed = _run(str(tmp_path / "d"), real, tmp_path / "changed", _measures(similarity=_Letters()))["metrics"]["made"]
     with pytest.raises(comparison.ProtocolError, match="clip_similarity: other protocols.*captions of.sha256"):
         comparison.table({"one": of[0], "changed": changed})
+    again = _run(str(tmp_path / "d"), real, tmp_path / "other", _measures(similarity=_Letters()))["metrics"]["made"]
+    assert again["clip_similarity"] == changed["clip_similarity"]  # what was kept of the old captions is not taken
+    assert again["clip_similarity"]["value"] != of[1]["clip_similarity"]["value"]
     silent = _write(tmp_path / "c", _colours(0, 3), captions=False)
     record = _run(silent, real, tmp_path / "silent", _measures(similarity=_Letters()))
     assert "clip_similarity" not in record["metrics"]["made"] and "not every frame" in record["notes"][-1]

@@ -168,3 +168,28 @@ def test_trees_side_by_side_share_no_frame(num_frames):
     assert levels[0].num_segments == -(-num_frames // 10) and [level.stride for level in levels] == [3, 1]
     inside = [set((frame // 10).tolist()) for level in levels for frame in level.frame_index if frame[-1] < num_frames]
     assert all(len(tree) == 1 for tree in inside)
+
+
+@pytest.mark.parametrize(
+    "strategy, frames, depth, overlap, wanted",
+    [
+        ("diffusion_over_diffusion", 47, 3, 1, [(14, 16), (29, 31), (44, 46)]),
+        ("diffusion_over_diffusion", 46, 3, 1, [(14, 16), (29, 31)]),  # the last frame joins nothing
+        ("diffusion_over_diffusion", 16, 3, 1, []),
+        ("autoregressive", 47, 3, 1, [(14, 16), (29, 31), (44, 46)]),
+        ("autoregressive", 32, 3, 8, [(14, 16), (22, 24)]),  # 15 and 23 are the last frames that are given
+        ("hierarchy_2", 47, 3, 8, [(14, 16), (29, 31), (44, 46)]),
+        ("independent", 48, 3, 1, [(15, 16), (31, 32)]),
+        ("side_by_side", 40, 1, 1, [(15, 16), (31, 32)]),
+        (
+            "side_by_side",
+            258,
+            2,
+            1,
+            [*((b - 1, b + 1) for b in range(15, 225, 15)), (225, 227), (240, 242), (255, 257)],
+        ),
+    ],
+)
+def test_segments_join_where_one_hands_over_to_the_next(strategy, frames, depth, overlap, wanted):
+    found = strategies.joins(strategies.plans(strategy, frames, 16, depth, overlap), frames)
+    assert [(join.start, join.stop) for join in found] == wanted

@@ -44,7 +44,9 @@ def test_group_norm_is_per_item_and_equals_the_definition():
     np.testing.assert_allclose(layers.GroupNorm().apply(params, x)[0], expected[0], atol=1e-4)
 
 
-@pytest.mark.parametrize("channels,groups", [(320, 32), (128, 32), (512, 32), (48, 8), (16, 8), (3, 1)])
+@pytest.mark.parametrize(
+    "channels,groups", [(320, 32), (128, 32), (512, 32), (48, 8), (16, 8), (3, 1), (5, 1), (10, 1)]
+)
 def test_number_of_groups_divides(channels, groups):
     assert layers.num_groups(channels) == groups and channels % groups == 0
 

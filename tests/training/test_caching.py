@@ -1,5 +1,6 @@
 """Training from kept latents is training from frames."""
 
+import json
 import os
 import random
 import shutil
@@ -15,6 +16,7 @@ import pytest
 
 from nuwaxl_jax import networks as networks_lib
 from nuwaxl_jax import weights
+from nuwaxl_jax.data import clip_bpe
 from nuwaxl_jax.data import pipeline
 from nuwaxl_jax.data.cache import store
 from nuwaxl_jax.training import caching
@@ -145,6 +147,47 @@ def test_what_the_latents_follow_from_is_checked_by_name(start, filled, tmp_path
     same = config.copy_and_resolve_references()
     same.data.num_threads, same.data.prefetch, same.train.denoiser.num_steps = 2, 1, 99
     caching.iterator(same, filled, "denoiser").close()
+
+
+@pytest.fixture
+def key_of(toons_presets, monkeypatch):
+    """The denoiser's key with fields changed; of a config that keeps the text's states too, and of no real weights."""
+    monkeypatch.setattr(caching.lineage, "vae_of", lambda config, workdir: {"x": np.zeros(1)})
+
+    def make(**changes):
+        config = toons_presets.get_config("tiny")
+        config.train.init_from, config.data.cache, config.train.denoiser.trainable = "any", "any", "unet"
+        config.text.update(width=16, num_heads=4)
+        config.update_from_flattened_dict(changes)
+        return caching.key_of(config, "", "denoiser", pipeline.make_source(config, "train"), {"x": np.zeros(1)})
+
+    return make
+
+
+def test_heads_of_a_kept_text_are_in_the_key_and_old_keys_stay(key_of):
+    assert key_of()["fields"] == ["latents", "text"]
+    assert key_of()["text"] == {"tokenizer": "words", "vocab_size": 512, "max_tokens": 20}  # as in all caches there are
+    assert key_of(**{"text.num_heads": 2}) != key_of()
+    live = {"train.denoiser.trainable": ""}  # the text is encoded in the step
+    assert key_of(**live, **{"text.num_heads": 2}) == key_of(**live)
+
+
+def test_the_vocabulary_is_in_the_key_by_what_it_says(key_of, tmp_path):
+    letters = [chr(i) for i in range(97, 123)]
+    ids = {token: i for i, token in enumerate([*letters, *(x + "</w>" for x in letters), clip_bpe.BOS, clip_bpe.EOS])}
+
+    def of(name, merges, ids=ids):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "vocab.json").write_text(json.dumps(ids))
+        (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
+        return key_of(**{"text.tokenizer": "clip_bpe", "text.vocabulary": str(folder)})
+
+    first = of("a", ["a t</w>", "c at</w>"])
+    assert len(first["text"]["vocabulary"]) == 64
+    assert of("b", ["a t</w>", "c at</w>"], dict(reversed(ids.items()))) == first  # elsewhere, in another order
+    assert of("c", ["c at</w>", "a t</w>"]) != first
+    assert of("d", ["a t</w>", "c at</w>"], {**ids, "a": ids["b"], "b": ids["a"]}) != first
 
 
 def test_a_position_among_kept_examples_is_not_continued_among_frames(start, filled):

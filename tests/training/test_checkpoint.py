@@ -152,3 +152,21 @@ def test_lengths_cadences_mesh_and_sampling_may_change(tmp_path):
     checkpoint.claim_workdir(tmp_path, json.dumps(new))
     assert json.loads((tmp_path / "config.json").read_text()) == new
     assert sorted(os.listdir(tmp_path)) == ["config.json", "vae"]  # no temporary file stays
+
+
+@pytest.mark.parametrize("gan", [0.0, 0.5])
+def test_memory_and_faults_may_change_but_not_micro_batches_under_a_discriminator(tmp_path, gan):
+    config = config_lib.default()
+    config.vae.gan_weight = gan
+    checkpoint.claim_workdir(tmp_path, config_lib.to_json(config))
+    (tmp_path / "vae" / "checkpoints" / "5").mkdir(parents=True)
+    config.data.max_bad, config.unet.remat, config.vae.remat = 99, "blocks", "products"
+    config.train.denoiser.accumulate = 4
+    checkpoint.claim_workdir(tmp_path, config_lib.to_json(config))
+    assert json.loads((tmp_path / "config.json").read_text())["data"]["max_bad"] == 99
+    config.train.vae.accumulate = 2  # lambda is each micro-batch's own
+    if gan:
+        with pytest.raises(ValueError, match="another config: train.vae.accumulate 1 -> 2; use"):
+            checkpoint.claim_workdir(tmp_path, config_lib.to_json(config))
+    else:
+        checkpoint.claim_workdir(tmp_path, config_lib.to_json(config))

@@ -47,3 +47,20 @@ def test_who_has_finished_leaves_with_who_was_told(job):
     with pytest.raises(SystemExit) as left:
         _work(job, 3, 0.1)
     assert left.value.code == 42
+
+
+def test_what_is_agreed_on_a_stages_last_step_ends_the_next_one(job, capsys):
+    """The service says so at that count alone, where the loop has nothing left to interrupt."""
+    job["point"], interrupt = 3, interrupts.Interrupt()
+    assert [interrupt.asked() for _ in range(3)] == [False, False, True]
+    with pytest.raises(SystemExit) as left:
+        interrupt.leave_if_asked("vae")
+    assert left.value.code == 42 and "vae: interrupted before its first step" in capsys.readouterr().out
+    assert interrupt.asked_apart(10)
+
+
+def test_one_process_told_alone_waits_for_the_others(job):
+    interrupt = interrupts.Interrupt()
+    interrupt.tell(2, None)
+    job["point"] = 2
+    assert [interrupt.asked() for _ in range(2)] == [False, True]

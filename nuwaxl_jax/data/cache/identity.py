@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from nuwaxl_jax.data import clip_bpe
 from nuwaxl_jax.data import sources
 
 _EPISODES = 16  # looked into, where a source cannot tell for itself
@@ -23,6 +24,17 @@ def of_tree(tree: Any) -> str:
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def of_vocabulary(path: str) -> str:
+    """SHA-256 of a vocabulary of CLIP's, the same for every kind of file that holds it.
+
+    Raises:
+      VocabularyError: none is there, or it is damaged.
+    """
+    known = clip_bpe.read(path)
+    values = dict(ids=known.ids, merges=known.merges, pad=known.pad)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def of_source(source: sources.EpisodeSource) -> str:
