@@ -97,7 +97,7 @@ def test_an_arm_that_is_not_there_is_told(prose, tmp_path):
 
 
 def test_percentages_factors_and_numbers_after_links_need_a_line_and_three_arms_are_refused(prose, tmp_path):
-    _study(tmp_path, "It grew by 31 % and 9 times, see [`there`](x) 99.5 and 16 frames.")
+    _study(tmp_path, "It grew by 31 % and 9 times, see [`there`](x) 99.5 of 16 frames.")
     said = prose.wrong(tmp_path)
     assert said == [f"{number}: no line of figures.txt" for number in ("31", "9", "99.5")]
     _study(tmp_path, "The tree is 3.0 off.", "3.0 | fvd @ 226 | tree - window - tree")
