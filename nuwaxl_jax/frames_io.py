@@ -158,7 +158,7 @@ class FrameFolder(Frames):
         self._names = _images(os.listdir(self.path))
         if len(self._names) < 2:
             raise video_io.VideoError(f"{self.path}: holds no numbered images.")
-        return len(self._names), os.stat(self.path).st_mtime_ns
+        return _stamp(os.path.join(self.path, name) for name in self._names)
 
     def _shape(self, limits: video_io.Limits) -> tuple[int, int, int]:
         first = load_image(os.path.join(self.path, self._names[0]), limits.max_pixels)
@@ -221,9 +221,7 @@ class FrameSequence(Frames):
         self._arrays.clear()
 
     def _open(self) -> tuple[int, int]:
-        states = [(status.st_size, status.st_mtime_ns) for status in (os.stat(part.path) for part in self._parts)]
-        digest = hashlib.sha256(repr(states).encode()).digest()
-        return sum(size for size, _ in states), int.from_bytes(digest[:7], "big")
+        return _stamp(part.path for part in self._parts)
 
     def _shape(self, limits: video_io.Limits) -> tuple[int, int, int]:
         if not _is_array(self._parts[0]):
@@ -246,6 +244,13 @@ class FrameSequence(Frames):
                 self._arrays.popitem(last=False)
         self._arrays.move_to_end(which)
         return Image.fromarray(np.ascontiguousarray(self._arrays[which][number - part.first]))
+
+
+def _stamp(paths: Iterable[str | os.PathLike]) -> tuple[int, int]:
+    """Sizes and modification times of files as two numbers; a folder's own time tells nothing of its files."""
+    states = [video_io.stamp(path) for path in paths]
+    digest = hashlib.sha256(repr(states).encode()).digest()
+    return sum(size for size, _ in states), int.from_bytes(digest[:7], "big")
 
 
 def _is_array(part: Part) -> bool:

@@ -58,7 +58,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class VideoInfo:
-    """Facts of a file; width and height as shown (rotation applied)."""
+    """Facts of a file; width and height as shown: pixels made square, then turned."""
 
     num_frames: int
     fps: float
@@ -68,11 +68,8 @@ class VideoInfo:
 
 
 def check_limits(path: str, limits: Limits, *, pixels: int = 0, seconds: float = 0.0, frames: int = 0) -> None:
-    for value, most, unit in (
-        (pixels, limits.max_pixels, "pixels a frame"),
-        (seconds, limits.max_seconds, "s of video"),
-        (frames, limits.max_frames, "frames"),
-    ):
+    of_length = (seconds, limits.max_seconds, "s of video"), (frames, limits.max_frames, "frames")
+    for value, most, unit in ((pixels, limits.max_pixels, "pixels a frame"), *of_length):
         if value > most:
             raise VideoError(f"{path}: {value:.0f} {unit} are over the limit of {most:g}; scale or cut the file.")
 
@@ -110,8 +107,7 @@ class VideoReader(contextlib.AbstractContextManager):
           VideoError: no video, cut off, damaged packets, or over a limit.
           FileNotFoundError: no such file.
         """
-        self.path = os.fspath(path)
-        self._limits = limits
+        self.path, self._limits = os.fspath(path), limits
         self._container, self._position = None, -1
         self._reformatter = reformatter.VideoReformatter()
         if not os.path.isfile(self.path):
@@ -182,7 +178,10 @@ class VideoReader(contextlib.AbstractContextManager):
         self._stream = self._container.streams.video[0]
         codec = self._stream.codec_context
         self._declared = (self._container.duration or 0) / 1e6  # seconds
-        check_limits(self.path, self._limits, pixels=codec.width * codec.height, seconds=self._declared)
+        aspect = float(self._stream.sample_aspect_ratio or 1)  # a pixel's width by its height: 8 / 9 on many a DVD
+        self._aspect = aspect if 0.1 < aspect < 10 else 1.0  # beyond, it is a mistake
+        pixels = codec.width * codec.height * max(1, self._aspect)
+        check_limits(self.path, self._limits, pixels=pixels, seconds=self._declared)
         codec.options = {"err_detect": _STRICT, "max_pixels": str(self._limits.max_pixels)}
         codec.thread_count = 1  # readers are what runs in parallel
         self._decoded = self._container.decode(self._stream)
@@ -221,12 +220,14 @@ class VideoReader(contextlib.AbstractContextManager):
         if kind != "avi" and None not in times and len(set(times)) == len(times):  # AVI's are decoding times
             order = np.argsort(times)
             pts, keys = np.asarray(times, np.int64)[order], np.flatnonzero(np.asarray(are_keys)[order])
-            seconds = (pts - pts[0]) * float(self._stream.time_base)
+            base = self._stream.time_base  # as a float it would be rounded, and frame 7 come before 7 / 24
+            seconds = (pts - pts[0]) * float(base.numerator) / base.denominator
         check_limits(self.path, self._limits, seconds=seconds[-1] + 1 / rate)
         self._open()
         first = next(self._decoded)  # tells the rotation, and that there is a decoder
         self._open()
-        height, width = (first.width, first.height) if first.rotation % 180 else (first.height, first.width)
+        width = round(first.width * self._aspect) or 1
+        height, width = (width, first.height) if first.rotation % 180 else (first.height, width)
         info = VideoInfo(len(times), rate, width, height, float(seconds[-1] + 1 / rate))
         return VideoIndex(info, seconds, *((None, None) if kind == "gif" else (pts, keys)), stamp(self.path))
 
@@ -275,8 +276,8 @@ class VideoReader(contextlib.AbstractContextManager):
         raise _Missed(f"{self.path}: damaged: frame {number} cannot be decoded.")
 
     def _to_rgb(self, frame: av.VideoFrame, size: int | None) -> np.ndarray:
-        """uint8 [H, W, 3], upright; with `size`, the short side scaled to it and the centred square kept."""
-        height, width, top, left = frame.height, frame.width, 0, 0
+        """uint8 [H, W, 3], as shown; with `size`, the short side scaled to it and the centred square kept."""
+        height, width, top, left = frame.height, round(frame.width * self._aspect) or 1, 0, 0
         if size is not None:
             scale = size / min(height, width)
             height, width = max(size, round(height * scale)), max(size, round(width * scale))
@@ -284,9 +285,8 @@ class VideoReader(contextlib.AbstractContextManager):
         # High definition without a colour tag is BT.709 by convention, smaller frames are BT.601.
         colours = _BT709 if frame.colorspace == _UNSPECIFIED and frame.height >= 720 else None
         scaling = (_MODES.AREA if height < frame.height else _MODES.BICUBIC) | _QUALITY
-        rgb = self._reformatter.reformat(
-            frame, width, height, "rgb24", src_colorspace=colours, interpolation=scaling, threads=1
-        )
+        how = dict(src_colorspace=colours, interpolation=scaling, threads=1)
+        rgb = self._reformatter.reformat(frame, width, height, "rgb24", **how)
         return np.rot90(rgb.to_ndarray()[top:, left:][:size, :size], round(frame.rotation / 90))
 
 

@@ -1,6 +1,7 @@
 """Reading and writing video: exact frames, damage that is seen, limits, and files that appear whole or not at all."""
 
 import dataclasses
+import fractions
 import io
 import os
 
@@ -132,6 +133,54 @@ def test_rotation_is_applied(folder):
     with av.open(str(path)) as container:
         counterclockwise = next(container.decode(video=0)).rotation
     assert numbers(np.rot90(turned, -counterclockwise // 90, axes=(1, 2)))[0] == 3
+
+
+def encode_circle(path, aspect, rotate=0, height=96, width=144):
+    """A circle as shown: an ellipse in the file, whose pixels are `aspect` times as wide as high."""
+    av = pytest.importorskip("av")
+    y, x = np.mgrid[:height, :width]
+    inside = ((x + 0.5 - width / 2) * float(aspect)) ** 2 + (y + 0.5 - height / 2) ** 2 < 36**2
+    array = np.repeat(np.where(inside, 230, 20).astype(np.uint8)[..., None], 3, -1)
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = stream.sample_aspect_ratio = aspect
+        stream.set_display_rotation(rotate)
+        for _ in range(3):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+        output.mux(stream.encode())
+    return path
+
+
+def extent(frame):
+    """(height, width) of what is bright."""
+    bright = frame.mean(-1) > 125
+    return int(bright.any(1).sum()), int(bright.any(0).sum())
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv"])
+@pytest.mark.parametrize(
+    "aspect, rotate, shape", [((8, 9), 0, (96, 128)), ((4, 3), 90, (192, 96)), ((1, 1), 0, (96, 144))]
+)
+def test_pixels_that_are_not_square(tmp_path, container, aspect, rotate, shape):
+    """The frames of a DVD are wider or narrower than they are stored; those with square pixels stay as they are."""
+    path = encode_circle(tmp_path / f"circle.{container}", fractions.Fraction(*aspect), rotate)
+    with video_io.VideoReader(path) as reader:
+        assert (reader.info.height, reader.info.width) == shape
+        [whole] = reader.read(np.array([1]))
+        [square] = reader.read(np.array([1]), size=48)
+    assert whole.shape == (*shape, 3) and square.shape == (48, 48, 3)
+    np.testing.assert_allclose(extent(whole), 72, atol=2)
+    np.testing.assert_allclose(extent(square), 36, atol=2)  # the short side is 96 as shown: half of it
+
+
+def test_pixels_beyond_belief(tmp_path):
+    """A file that says its pixels are a thousand times as wide as high is shown as it is stored."""
+    path = encode_circle(tmp_path / "circle.mkv", fractions.Fraction(1000, 1))
+    assert video_io.read_info(path).width == 144
+    path = encode_circle(tmp_path / "wide.mkv", fractions.Fraction(4, 1))
+    with pytest.raises(video_io.VideoError, match="55296 pixels a frame are over the limit of 50000"):
+        video_io.read_info(path, video_io.Limits(max_pixels=50_000))
 
 
 def test_chunks_cover_the_video(mp4):

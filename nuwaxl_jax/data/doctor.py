@@ -202,11 +202,11 @@ def _report(
     sampler = clips.ClipSampler(
         hierarchy.segment_length, hierarchy.depth, hierarchy.segment_length, tuple(config.data.level_weights)
     )
-    shared = survey_lib.of_split(listing.entries, "train", config.data.eval_fraction) is None
-    share = config.data.eval_fraction
-    splits = [
-        video.entry.split or survey_lib.split_of(video.entry.episode or video.entry.name, share) for video in kept
-    ]
+    split_of = {}
+    for split in survey_lib.SPLITS:
+        for entry in survey_lib.of_split(listing.entries, split, config.data.eval_fraction) or ():
+            split_of[entry.name] = split
+    splits = [split_of.get(video.entry.name) for video in kept]
     findings = [finding for look in looks for finding in look.findings] + same([k for k in looks if not k.damage])
     return dict(
         path=str(config.data.path),
@@ -216,7 +216,7 @@ def _report(
         left_out=[dataclasses.asdict(each) for each in left_out],
         findings=[dataclasses.asdict(each) for each in findings],
         levels={str(level): count for level, count in clips.level_coverage(sampler, lengths).items()},
-        splits={name: len(kept) if shared else splits.count(name) for name in survey_lib.SPLITS},
+        splits={name: splits.count(name) if split_of else len(kept) for name in survey_lib.SPLITS},
         frames=int(lengths.sum()),
         hours=float(sum(video.index.info.seconds for video in kept)) / 3600,
     )
@@ -234,7 +234,8 @@ def _text(report: dict[str, Any]) -> list[str]:
         detail = f" ({finding['detail']})" if finding["detail"] else ""
         kinds.setdefault(finding["kind"], []).append(finding["name"] + detail)
     for kind, named in kinds.items():
-        lines.append(f"  {len(named)} to look at, {kind}: {'; '.join(named[:3])}{'; ..' if len(named) > 3 else ''}")
+        line = f"  {len(named)} to look at, {kind}: {'; '.join(named[:3])}{'; ..' if len(named) > 3 else ''}"
+        lines.append(records.printable(line))
     lines.append(
         f"  {report['frames']:,} frames, {report['hours']:.2f} h; "
         + ", ".join(f"{name} {count}" for name, count in report["splits"].items())

@@ -26,6 +26,7 @@ import numpy as np
 
 from nuwaxl_jax import files
 from nuwaxl_jax import video_io
+from nuwaxl_jax.data.intake import clock
 from nuwaxl_jax.data.intake import places
 from nuwaxl_jax.data.intake import records
 from nuwaxl_jax.data.intake import survey as survey_lib
@@ -204,9 +205,10 @@ def _rows(video: survey_lib.Video, shot: tuple[int, int], out: pathlib.Path) -> 
 def _captions(video: survey_lib.Video) -> np.ndarray:
     """int [num_frames]: which of the video's captions holds at each frame, the last that does; -1: none."""
     times, which = video.index.times, np.full(video.index.info.num_frames, -1)
+    late = times + clock.tolerance(times)  # at a border, past it
     for number, caption in enumerate(video.entry.captions):
         if caption.frame is None:
-            which[(caption.start <= times) & (times < caption.end)] = number
+            which[(caption.start <= late) & (late < caption.end)] = number
         else:
             which[caption.frame : (caption.frame if caption.last is None else caption.last) + 1] = number
     return which

@@ -29,19 +29,18 @@ _MEND = 'tfds.builder("{name}", file_format="array_record").download_and_prepare
 
 
 def _split(names: list[str], split: str, eval_fraction: float) -> str:
-    """TFDS's name of our split: its own, or a part of the largest that there is."""
+    """TFDS's name of our split: its own, or a part of the one from whose end those that are not there are cut."""
     own = {"train": ("train",), "valid": ("validation", "valid", "val"), "test": ("test",)}
     found = {ours: next((n for n in theirs if n in names), "") for ours, theirs in own.items()}
-    if found[split] and all(found.values()):
+    others = [name for name in names if name not in found.values()]
+    whole = found["train"] or found["test"] or (others or names)[0]
+    parts = [ours for ours in own if found[ours] in ("", whole)]  # train is the first
+    if split not in parts or len(parts) == 1:
         return found[split]
-    whole = found["train"] or found["test"] or names[0]
-    if found["train"] and found["test"] and split == "test":
-        return found["test"]
-    parts = 1 if found["train"] and found["test"] else 2  # cut from the end: valid, or valid and test
     share = round(100 * eval_fraction)
-    ends = {"train": (0, 100 - parts * share), "valid": (100 - parts * share, 100 - (parts - 1) * share)}
-    start, end = ends.get(split, (100 - share, 100))
-    return f"{whole}[{start}%:{end}%]"
+    place = parts.index(split)
+    end = 100 - share * (len(parts) - 1 - place)
+    return f"{whole}[{end - share if place else 0}%:{end}%]"
 
 
 class TFDSSource:

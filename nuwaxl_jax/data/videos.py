@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from nuwaxl_jax import video_io
+from nuwaxl_jax.data.intake import clock
 from nuwaxl_jax.data.intake import contents
 from nuwaxl_jax.data.intake import places
 from nuwaxl_jax.data.intake import survey as survey_lib
@@ -115,7 +116,7 @@ class VideoSource:
         if not self._fps:
             return index, times[index]
         seconds = index / self._fps
-        return np.maximum(np.searchsorted(times, seconds + 1e-6, side="right") - 1, 0), seconds
+        return clock.shown(times, seconds), seconds
 
     def frames(self, i: int, index: np.ndarray) -> np.ndarray:
         """Frames `index` (int [n]) of video `i`: uint8 [n, frame_size, frame_size, 3].

@@ -1,6 +1,7 @@
 """A weight file's image networks back in public layouts: a folder that diffusers opens, or one file in ldm names.
 
-The layout holds images alone: temporal layers, injections and level embeddings stay behind.
+The layout holds images alone: temporal layers, injections and level embeddings stay behind. Its latents have one factor
+and no shift; those of other statistics are made so inside the VAE, by `folded`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import pathlib
 import shutil
 from typing import Any, Mapping
 
+from flax import traverse_util
 import ml_collections
 import numpy as np
 
@@ -22,6 +24,7 @@ from nuwaxl_jax.importing import trees
 from nuwaxl_jax.importing.tensors import WeightsError
 
 _FILES = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", "text_encoder": "model"}
+_FOLDED = ("encoder/quant/kernel", "encoder/quant/bias", "decoder/post_quant/kernel", "decoder/post_quant/bias")
 
 
 def run(path: str | os.PathLike, out: str, style: str, level: int = 0) -> None:
@@ -45,8 +48,9 @@ def run(path: str | os.PathLike, out: str, style: str, level: int = 0) -> None:
             f"--level: {level}, but these weights have {len(bundle['denoisers'])} denoisers; give a lower"
         )
     denoiser = bundle["denoisers"][level]
-    trees_of = dict(vae=bundle["vae"], unet=denoiser["unet"], text_encoder=denoiser["text"])
     dtype = np.dtype(card["dtype"])
+    vae, factor = _vae_and_factor(bundle, style, dtype)
+    trees_of = dict(vae=vae, unet=denoiser["unet"], text_encoder=denoiser["text"])
     prefix = card.get("text_prefix") if style == "diffusers" else None  # as they were read
     tensors = {
         part: {
@@ -61,11 +65,49 @@ def run(path: str | os.PathLike, out: str, style: str, level: int = 0) -> None:
         weights.save_tensors(part_way, tensors["vae"] | tensors["unet"] | tensors["text_encoder"] | schedule)
     else:
         shutil.rmtree(part_way, ignore_errors=True)
-        factor = float(bundle["latent_scale"][0])
         _write_folder(part_way, tensors, settings_of(config, factor))
         if config.text.tokenizer == "clip_bpe":
             _write_tokenizer(part_way / "tokenizer", clip_bpe.read(config.text.vocabulary), config.text.max_tokens)
     os.replace(part_way, out)
+
+
+def _vae_and_factor(bundle: weights.Bundle, style: str, dtype: np.dtype) -> tuple[Mapping[str, Any], float]:
+    """The VAE to write, and what readers multiply its latents by."""
+    shift, scale = bundle["latent_shift"], bundle["latent_scale"]
+    if not np.any(shift) and np.all(scale == scale[0]):
+        return bundle["vae"], float(scale[0])
+    factor = parts.SCALING_FACTOR if style == "ldm" else 1.0  # a single file names none, and readers take that one
+    vae = folded(bundle["vae"], shift, np.asarray(scale, np.float64) / factor)
+    leaves = traverse_util.flatten_dict(vae, sep="/")
+    for name in _FOLDED:
+        if not np.abs(leaves[name]).max() <= np.finfo(dtype).max:
+            raise WeightsError(f"vae/{name}: with the latents' scale in it, it does not fit {dtype}; store float32")
+    return vae, factor
+
+
+def folded(vae: Mapping[str, Any], shift: np.ndarray, scale: np.ndarray) -> dict[str, Any]:
+    """The VAE whose latents z' are (z - shift) * scale of the given one's z, by its two 1x1 convolutions alone.
+
+    Both moments move, mean' = (mean - shift) * scale and logvar' = logvar + 2 log scale, and the decoder takes z'.
+    Bounds on the log-variance, [-30, 20] there as here, then hold for logvar'.
+
+    Args:
+      vae: our tree.
+      shift, scale: [c].
+    """
+    shift, scale = np.asarray(shift, np.float64), np.asarray(scale, np.float64)
+    leaves = traverse_util.flatten_dict(vae, sep="/")
+    kernel, bias, from_kernel, from_bias = (np.asarray(leaves[name], np.float64) for name in _FOLDED)
+    both = np.concatenate([scale, np.ones_like(scale)])
+    moved = np.concatenate([-shift * scale, 2.0 * np.log(scale)])
+    made = (
+        kernel * both,  # [1, 1, 2c, 2c], the last axis is mean, then log-variance
+        bias * both + moved,
+        from_kernel / scale[:, None],  # [1, 1, c, c]
+        from_bias + shift @ from_kernel[0, 0],
+    )
+    leaves |= {name: value.astype(np.float32) for name, value in zip(_FOLDED, made)}
+    return traverse_util.unflatten_dict(leaves, sep="/")
 
 
 def _check_has_equal(config: ml_collections.ConfigDict) -> None:
@@ -84,7 +126,7 @@ def _check_has_equal(config: ml_collections.ConfigDict) -> None:
 
 def settings_of(config: ml_collections.ConfigDict, scaling_factor: float) -> dict[str, dict[str, Any]]:
     """Folder -> its config.json, in diffusers' and transformers' fields."""
-    vae, unet, text, process = config.vae, config.unet, config.text, config.diffusion
+    vae, unet, text = config.vae, config.unet, config.text
     down = ["CrossAttnDownBlock2D" if p else "DownBlock2D" for p in unet.prompt_levels]
     up = ["CrossAttnUpBlock2D" if p else "UpBlock2D" for p in reversed(unet.prompt_levels)]
     known = clip_bpe.read(text.vocabulary) if text.tokenizer == "clip_bpe" else None
@@ -132,12 +174,7 @@ def settings_of(config: ml_collections.ConfigDict, scaling_factor: float) -> dic
         ),
         "scheduler": dict(
             _class_name="DDIMScheduler",
-            beta_schedule={"cosine": "squaredcos_cap_v2"}.get(process.schedule, process.schedule),
-            beta_start=1e-4 if process.schedule == "linear" else 0.00085,
-            beta_end=2e-2 if process.schedule == "linear" else 0.012,
-            num_train_timesteps=process.num_timesteps,
-            prediction_type={"eps": "epsilon", "v": "v_prediction", "x0": "sample"}[process.prediction],
-            rescale_betas_zero_snr=process.zero_terminal_snr,
+            **parts.scheduler_settings(config),
             clip_sample=False,
             set_alpha_to_one=False,
             steps_offset=1,

@@ -12,7 +12,7 @@ input in one matrix).
 from __future__ import annotations
 
 import dataclasses
-from typing import Iterator, Sequence
+from typing import Collection, Iterator, Sequence
 
 STYLES = ("diffusers", "ldm")
 
@@ -88,6 +88,24 @@ def vae_entries(
     entries += _layer("encoder/quant", name.quant, "conv")
     entries += _layer("decoder/post_quant", name.post_quant, "conv")
     return entries
+
+
+def with_older_attention(entries: Sequence[Entry], there: Collection[str]) -> list[Entry]:
+    """The VAE's table with the attention's names of older diffusers folders, in a half where `there` has its query."""
+    out = []
+    for entry in entries:
+        place = f"{entry.theirs[0].split('.')[0]}.{_VAE['diffusers'].mid_attention}."
+        if f"{place}query.weight" in there:
+            entry = dataclasses.replace(entry, theirs=tuple(_older(name, place) for name in entry.theirs))
+        out.append(entry)
+    return out
+
+
+def _older(name: str, place: str) -> str:
+    for new, old in zip(_VAE["diffusers"].attention, _OLDER_ATTENTION):
+        if name.startswith(f"{place}{new}."):
+            return name.replace(f"{place}{new}.", f"{place}{old}.")
+    return name
 
 
 def _vae_res(ours: str, theirs: str, shortcut: bool, style: str) -> Iterator[Entry]:
@@ -240,6 +258,7 @@ class _UNetNames:
     res: tuple[str, ...]
 
 
+_OLDER_ATTENTION = ("query", "key", "value", "proj_attn")  # Stable Diffusion v1's and v2's folders have these
 _FIRST, _MODEL = "first_stage_model", "model.diffusion_model"
 _VAE = {
     "diffusers": _VAENames(

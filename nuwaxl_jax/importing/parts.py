@@ -27,6 +27,22 @@ _LDM_OTHER = (
     *("first_stage_model.loss.", f"{_LDM_TEXT}embeddings.position_ids", "cond_stage_model.transformer.visual"),
 )
 _IGNORED = {"vae": (), "unet": (), "text_encoder": ("text_model.embeddings.position_ids", "embeddings.position_ids")}
+# scheduler_config.json's key -> the field of config.diffusion.
+_SCHEDULER_FIELDS = {
+    "prediction_type": "prediction",
+    "beta_schedule": "schedule",
+    "num_train_timesteps": "num_timesteps",
+    "rescale_betas_zero_snr": "zero_terminal_snr",
+}
+_SCHEDULER_DEFAULTS = dict(
+    prediction_type="epsilon",
+    beta_schedule="linear",
+    num_train_timesteps=1000,
+    rescale_betas_zero_snr=False,
+    beta_start=1e-4,
+    beta_end=2e-2,
+    trained_betas=None,
+)
 SCALING_FACTOR = 0.18215  # of Stable Diffusion v1's latents: 1 / their standard deviation
 
 
@@ -124,7 +140,9 @@ def text_prefix(source: Source) -> str | None:
 
 def entries_for(config: ml_collections.ConfigDict, source: Source) -> list[names.Entry]:
     """The table that fits the names in the files."""
-    return entries_of(config, source.part, source.style, text_prefix(source))
+    entries = entries_of(config, source.part, source.style, text_prefix(source))
+    older = source.part == "vae" and source.style == "diffusers"
+    return names.with_older_attention(entries, source.tensors.shapes) if older else entries
 
 
 def conflicts(config: ml_collections.ConfigDict, source: Source) -> Iterator[str]:
@@ -183,23 +201,37 @@ def _schedule_conflict(config: ml_collections.ConfigDict, theirs: np.ndarray) ->
         )
 
 
+def scheduler_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The config's noise, in the fields of a diffusers scheduler."""
+    process = config.diffusion
+    return dict(
+        beta_schedule={"cosine": "squaredcos_cap_v2"}.get(process.schedule, process.schedule),
+        beta_start=1e-4 if process.schedule == "linear" else 0.00085,
+        beta_end=2e-2 if process.schedule == "linear" else 0.012,
+        num_train_timesteps=process.num_timesteps,
+        prediction_type={"eps": "epsilon", "v": "v_prediction", "x0": "sample"}[process.prediction],
+        rescale_betas_zero_snr=process.zero_terminal_snr,
+    )
+
+
 def scheduler_conflicts(config: ml_collections.ConfigDict, source: str) -> Iterator[str]:
-    """As `conflicts`, of a pipeline folder's `scheduler/scheduler_config.json`."""
+    """As `conflicts`, of a folder's `scheduler/scheduler_config.json`; what that leaves out is diffusers' default."""
     file = pathlib.Path(source or ".") / "scheduler" / "scheduler_config.json"
     if not source or not file.is_file():
         return
-    theirs, process = _json(file), config.diffusion
-    prediction = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}[process.prediction]
-    schedule = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}[process.schedule]
-    expected = (
-        ("prediction_type", prediction, "prediction"),
-        ("beta_schedule", schedule, "schedule"),
-        ("num_train_timesteps", process.num_timesteps, "num_timesteps"),
-        ("rescale_betas_zero_snr", process.zero_terminal_snr, "zero_terminal_snr"),
-    )
-    for key, ours, field in expected:
-        if theirs.get(key, ours) != ours:
-            yield f"scheduler_config.json has {key}={theirs[key]!r}, config.diffusion.{field} makes {ours!r}; change it"
+    given, ours = _json(file), scheduler_settings(config)
+    theirs = _SCHEDULER_DEFAULTS | given
+    said = lambda key: f"has {key}={theirs[key]!r}" if key in given else f"has no {key}, which means {theirs[key]!r}"
+    schedule = ours["beta_schedule"]
+    has_ends = schedule == theirs["beta_schedule"] and schedule != "squaredcos_cap_v2"  # a cosine does not read them
+    for key, field in _SCHEDULER_FIELDS.items():
+        if theirs[key] != ours[key]:
+            yield f"scheduler_config.json {said(key)}, config.diffusion.{field} makes {ours[key]!r}; change it"
+    for key in ("beta_start", "beta_end") if has_ends else ():
+        if theirs[key] != ours[key]:
+            yield f"scheduler_config.json {said(key)}, and {schedule} here has {ours[key]!r}; no schedule here fits"
+    if theirs["trained_betas"] is not None:
+        yield "scheduler_config.json has trained_betas, a noise table of its own; no schedule here fits"
 
 
 def scaling_factor(source: Source) -> float:

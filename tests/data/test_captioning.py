@@ -135,6 +135,9 @@ def test_overrides_come_last(tmp_path, config):
         (5, 10, "both"),
         (20, None, "a wall, shade 20"),
     ]
+    by_hand.write_text('{"video": "a.mp4", "frame": 10, "text": "one\u2028two\x85three"}\n')
+    _, lines = captions(config, Counting(), tmp_path / "e.jsonl", overrides=str(by_hand))
+    assert lines[1]["text"] == "one two three"
     by_hand.write_text('{"text": "of what?"}\n')
     with pytest.raises(ValueError, match='by_hand.jsonl:1: give "video"'):
         captions(config, Counting(), tmp_path / "c.jsonl", overrides=str(by_hand))
@@ -167,6 +170,21 @@ def test_an_external_program(tmp_path, config):
     with pytest.raises(captioners.CaptioningError, match="'/no/such/program' cannot be used"):
         captions(config, captioners.Command("/no/such/program"), tmp_path / "e.jsonl")
     assert not (tmp_path / "d.jsonl").exists()
+
+
+@pytest.mark.parametrize("printed, kept", [("one wall\n\n\n", [0]), ("\n\na wall\n", [20]), ("\n" * 5, [])])
+def test_a_program_may_have_nothing_to_say_of_an_image(tmp_path, config, printed, kept):
+    (tmp_path / "program.py").write_text(f"print({printed!r}, end='')")
+    captioner = captioners.Command(f"{sys.executable} {tmp_path / 'program.py'}")
+    counts, lines = captions(config, captioner, tmp_path / "c.jsonl")
+    assert [line["frame"] for line in lines] == kept * 2
+    assert counts["filtered"] == {"empty": 6 - 2 * len(kept)}
+
+
+def test_a_program_that_leaves_the_last_image_out_is_refused(tmp_path, config):
+    (tmp_path / "program.py").write_text("print('a wall')\nprint('a wall')")
+    with pytest.raises(captioners.CaptioningError, match="printed 2 lines for 3 images of a.mp4"):
+        captions(config, captioners.Command(f"{sys.executable} {tmp_path / 'program.py'}"), tmp_path / "c.jsonl")
 
 
 def test_a_model_that_is_none(tmp_path):

@@ -122,6 +122,25 @@ def test_what_looks_wrong_is_told(tmp_path, config):
     assert same["detail"].startswith("as a.mp4, ")
 
 
+def test_the_report_tells_the_splits_that_training_has_and_any_name(tmp_path, config):
+    for i, name in enumerate(("a.mp4", "still.mp4")):
+        write(tmp_path / name, moving(seed=i) if i == 0 else np.full((24, 64, 64, 3), 90, np.uint8))
+    odd = tmp_path / "still\udce9.mp4"  # no UTF-8
+    try:
+        (tmp_path / "still.mp4").rename(odd)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names alone")
+    odd.with_suffix(".txt").write_text("still")
+    said = []
+    report = doctor.check(config, say=said.append)
+    assert "1 to look at, nearly one colour: still\\udce9.mp4" in "\n".join(said) and "\n".join(said).encode()
+    assert report["splits"] == dict(train=2, valid=2, test=2)  # too few
+    rows = [f"{i},a.mp4,x,{split}\n" for i, split in enumerate(("test", "", "train"))]
+    (tmp_path / "metadata.csv").write_text("id,path,text,split\n" + "".join(rows))
+    report = doctor.check(config, decode=False, say=said.append)
+    assert report["splits"] == dict(train=1, valid=0, test=2)  # the second by its file, not by its name
+
+
 def test_it_fails_when_nothing_is_left(tmp_path, config):
     folder = tmp_path / "videos"
     folder.mkdir()

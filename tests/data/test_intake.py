@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 from PIL import Image
@@ -9,6 +10,7 @@ import pytest
 
 from nuwaxl_jax import frames_io
 from nuwaxl_jax import video_io
+from nuwaxl_jax.data import text as text_lib
 from nuwaxl_jax.data.intake import places
 from nuwaxl_jax.data.intake import records
 from nuwaxl_jax.data.intake import survey
@@ -115,6 +117,23 @@ def test_rows_of_single_frames(tmp_path):
     assert left_out(listing) == {"clips.csv:2": "frame is no number by itself"}
 
 
+def test_half_a_character_stops_nothing(tmp_path):
+    for name in "abc":
+        write_video(tmp_path / f"{name}.mp4")
+    rows = [dict(path="a.mp4", text="a cat \ud83d"), dict(path="a.mp4", id="\ud83d", text="x")]
+    rows += [dict(path="b.mp4", text="whole \U0001f408"), dict(path="\ud83d.mp4", text="x")]
+    listing = places.read(write_manifest(tmp_path, ".jsonl", rows))
+    assert [e.captions[0].text for e in listing.entries] == ["a cat \ufffd", "whole \U0001f408"]
+    assert left_out(listing) == {
+        "clips.jsonl:2": "name is not UTF-8 text",
+        "clips.jsonl:4": "path is not UTF-8 text",
+    }
+    (tmp_path / "captions.jsonl").write_text('{"video": "c.mp4", "text": "\\ude00 a dog"}\n')
+    c = places.read(tmp_path).entries[2]
+    assert c.captions[0].text == "\ufffd a dog"
+    assert text_lib.WordTokenizer(512, 8).encode(c.captions[0].text)[0] == 1
+
+
 def test_rows_that_are_no_rows(tmp_path):
     write_video(tmp_path / "a.mp4")
     (tmp_path / "m.jsonl").write_bytes(
@@ -166,6 +185,12 @@ def test_a_pair_of_lists(tmp_path):
     listing = places.read(tmp_path)
     assert listing.layout == "lists"
     assert [(e.name, e.captions[0].text) for e in listing.entries] == [("clips/a.mp4", "of a"), ("clips/b.mp4", "of b")]
+    for more in ("", "\n"):
+        (tmp_path / "prompts.txt").write_text("of b\n\n" + more)  # of the last video none
+        assert [(e.name, len(e.captions)) for e in places.read(tmp_path).entries] == [
+            ("clips/a.mp4", 0),
+            ("clips/b.mp4", 1),
+        ]
     (tmp_path / "prompts.txt").write_text("of b\n")
     with pytest.raises(records.IntakeError, match="videos.txt has 2 lines, prompts.txt 1"):
         places.read(tmp_path)
@@ -235,15 +260,23 @@ def test_damaged_images_are_named(tmp_path):
         frames_io.FrameFolder(tmp_path / "v", index=index)
 
 
-def test_splits_said_by_the_owner_hold(tmp_path):
-    names = ("a", "b", "c", "d")
-    splits = ("train", "validation", "test", "train")
-    for name in names:
-        write_video(tmp_path / f"{name}.mp4")
-    rows = [dict(path=f"{name}.mp4", text="x", split=split) for name, split in zip(names, splits)]
-    entries = places.read(write_manifest(tmp_path, ".csv", rows)).entries
-    assert [e.name for e in survey.of_split(entries, "train", 0.1)] == ["a.mp4", "d.mp4"]
-    assert [e.name for e in survey.of_split(entries, "valid", 0.1)] == ["b.mp4"]
+def test_an_image_written_over_changes_its_folder(tmp_path):
+    write_images(tmp_path / "v", 4)
+    with frames_io.FrameFolder(tmp_path / "v") as reader:
+        index, folder = reader.index, os.stat(tmp_path / "v").st_mtime_ns
+    with frames_io.FrameFolder(tmp_path / "v", index=index) as reader:
+        assert reader.read(np.arange(4)).shape == (4, 16, 20, 3)
+    image = tmp_path / "v" / "frame_2.png"
+    os.utime(image, ns=(1, 1))  # as many bytes, at another time
+    assert os.stat(tmp_path / "v").st_mtime_ns == folder
+    with pytest.raises(video_io.VideoError, match="has changed since"):
+        frames_io.FrameFolder(tmp_path / "v", index=index)
+    again = frames_io.FrameFolder(tmp_path / "v").index
+    image.write_bytes(image.read_bytes() + b"0")
+    os.utime(image, ns=(1, 1))  # more bytes, at the same time
+    assert os.stat(tmp_path / "v").st_mtime_ns == folder
+    with pytest.raises(video_io.VideoError, match="has changed since"):
+        frames_io.FrameFolder(tmp_path / "v", index=again)
 
 
 def test_flintstones_by_its_layout(tmp_path):

@@ -78,6 +78,16 @@ def test_a_remembered_index_meets_todays_limits_and_a_damaged_one_is_none(place,
     assert len(survey.survey(entries(place)).videos) == 2 and len(seen) == 2
 
 
+def test_an_index_of_another_version_is_walked_again(place, monkeypatch):
+    with monkeypatch.context() as before:
+        before.setattr(remembered, "_VERSION", remembered._VERSION - 1)
+        survey.survey(entries(place))
+    seen = walks(monkeypatch)
+    survey.survey(entries(place))
+    survey.survey(entries(place))
+    assert sorted(seen) == ["a.mp4", "b.mp4"]
+
+
 def test_nothing_is_kept_where_nothing_can_be(place, monkeypatch):
     seen = walks(monkeypatch)
     for value in ("off", "/proc/nowhere"):

@@ -58,6 +58,11 @@ def test_case_spaces_and_width_do_not_matter(case):
     np.testing.assert_array_equal(TOKENIZER.encode(case), TOKENIZER.encode("a red star"))
 
 
+def test_half_a_character_is_the_mark_of_one():
+    whole = TOKENIZER.encode("a cat \ufffd \ufffd!").tolist()
+    assert TOKENIZER.encode("a cat \ud83d \udce9!").tolist() == whole and len(set(whole[:6])) == 5
+
+
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="text.vocab_size"):
         text.WordTokenizer(vocab_size=60, max_tokens=20)

@@ -55,10 +55,20 @@ class SmallVideos(tfds.core.GeneratorBasedBuilder):
             )
 
 
+class SmallHeldOut(SmallVideos):
+    """The same with a split for validation and none for tests."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(10), "validation": self._generate_examples(3)}
+
+
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     place = tmp_path_factory.mktemp("tfds")
-    SmallVideos(data_dir=place, file_format="array_record").download_and_prepare()
+    for builder in (SmallVideos, SmallHeldOut):
+        builder(data_dir=place, file_format="array_record").download_and_prepare()
     return str(place)
 
 
@@ -107,6 +117,34 @@ def test_splits_that_tfds_lacks_are_cut_from_the_end(data_dir):
     assert tfds_source._split(["test"], "valid", 0.1) == "test[80%:90%]"
     assert tfds_source._split(["test"], "test", 0.1) == "test[90%:100%]"
     assert tfds_source._split(["train", "validation", "test"], "valid", 0.1) == "validation"
+
+
+def test_a_split_that_tfds_has_is_taken(data_dir):
+    options = dict(data_dir=data_dir, frame_size=8, eval_fraction=0.2)
+    found = {s: tfds_source.TFDSSource("small_held_out", split=s, **options) for s in ("train", "valid", "test")}
+    assert [found[split].name(0) for split in found] == [
+        "train[0%:80%], example 0",
+        "validation, example 0",
+        "train[80%:100%], example 0",
+    ]
+    assert [len(found[split]) for split in found] == [8, 3, 2]
+    train, test = ({example(found[s], i) for i in range(len(found[s]))} for s in ("train", "test"))
+    assert not train & test
+
+
+@pytest.mark.parametrize(
+    "names, splits",
+    [
+        (["train"], ("train[0%:80%]", "train[80%:90%]", "train[90%:100%]")),
+        (["train", "test"], ("train[0%:90%]", "train[90%:100%]", "test")),
+        (["train", "val", "test"], ("train", "val", "test")),
+        (["test", "validation"], ("test[0%:90%]", "validation", "test[90%:100%]")),
+        (["validation"], ("validation[0%:80%]", "validation[80%:90%]", "validation[90%:100%]")),
+        (["valid", "full"], ("full[0%:90%]", "valid", "full[90%:100%]")),
+    ],
+)
+def test_no_example_is_in_two_splits(names, splits):
+    assert tuple(tfds_source._split(names, split, 0.1) for split in ("train", "valid", "test")) == splits
 
 
 def test_short_examples_are_left_out_and_counted(data_dir, capsys):

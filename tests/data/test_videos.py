@@ -106,6 +106,30 @@ def test_captions_that_are_not_utf8(tmp_path, capsys):
     assert "1 left out, caption is not UTF-8 text: v.mp4" in capsys.readouterr().out
 
 
+def test_marks_that_end_lines_elsewhere_are_of_the_caption(tmp_path):
+    write_video(tmp_path / "v.mp4")
+    said = "one\u2028two\x85three\u2029four"
+    lines = [dict(video="v.mp4", text=said), dict(video="v.mp4", start=1, text="end")]
+    (tmp_path / "captions.jsonl").write_text("\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
+    assert open_folder(tmp_path).captions(0, np.array([0, 29])) == ["one two three four", "end"]
+
+
+def test_a_file_name_that_is_not_utf8_is_used_and_printed(tmp_path, capsys):
+    names = ["caf\udce9.mp4", "\udcff.mp4", "a.mp4"]  # as Python gives b"caf\xe9.mp4"
+    write_video(tmp_path / "a.mp4")
+    try:
+        for name in names[:2]:
+            (tmp_path / name).write_bytes((tmp_path / "a.mp4").read_bytes() if "caf" in name else b"no video")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names alone")
+    (tmp_path / "caf\udce9.txt").write_text("a star")
+    source = open_folder(tmp_path)
+    assert [source.name(i) for i in range(len(source))] == ["a.mp4", "caf\udce9.mp4"]
+    assert numbers(source.frames(1, np.array([7]))) == [7] and source.captions(1, np.array([7])) == ["a star"]
+    assert "cannot be read: \\udcff.mp4 (" in capsys.readouterr().out
+    assert survey.split_of("caf\udce9.mp4", 0.35) == "valid"  # by sha256sum of the bytes: 9ad3.. = 0.60
+
+
 def test_funnel_leaves_out_and_says_why(tmp_path, capsys):
     write_video(tmp_path / "good.mp4", 30)
     write_video(tmp_path / "short.mp4", 5)

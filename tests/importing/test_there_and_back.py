@@ -82,6 +82,43 @@ def test_what_does_not_fit_is_listed_by_name(tmp_path, config, pipeline, capsys)
     assert "misshapen: conv_in.weight" in printed and "(3, 3, 4, 64)" in printed and not out.exists()
 
 
+OLDER = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+@pytest.mark.parametrize("halves", [("encoder", "decoder"), ("decoder",)])
+def test_older_names_of_the_vaes_attention(tmp_path, config, pipeline, halves, capsys):
+    def change(content):
+        for half in halves:
+            place = f"{half}.mid_block.attentions.0"
+            for new, old in OLDER.items():
+                for kind in ("weight", "bias"):
+                    content[f"{place}.{old}.{kind}"] = content.pop(f"{place}.{new}.{kind}")
+
+    old = spoilt(pipeline, tmp_path, "vae", change)
+    read = []
+    for place, out in ((pipeline, "new.safetensors"), (old, "old.safetensors")):
+        run.run(config, str(place), {}, str(tmp_path / out))
+        printed = capsys.readouterr().out
+        assert "unexpected" not in printed and "missing" not in printed
+        read.append(traverse_util.flatten_dict(weights.load(tmp_path / out, only=("vae/",))[0]["vae"], sep="/"))
+    assert read[0].keys() == read[1].keys()
+    for name, value in read[0].items():
+        np.testing.assert_array_equal(value, read[1][name], err_msg=name)
+
+
+def test_what_the_older_names_lack_is_listed_by_them(tmp_path, config, pipeline, capsys):
+    def change(content):
+        place = "encoder.mid_block.attentions.0"
+        content[f"{place}.query.weight"] = content.pop(f"{place}.to_q.weight")
+
+    with pytest.raises(tensors.WeightsError, match="^import: vae: 7 tensors are missing"):
+        place = spoilt(pipeline, tmp_path, "vae", change)
+        run.run(config, str(place), {}, str(tmp_path / "w.safetensors"))
+    printed = capsys.readouterr().out
+    assert "missing: encoder.mid_block.attentions.0.proj_attn.bias" in printed
+    assert "unexpected: encoder.mid_block.attentions.0.to_k.weight" in printed
+
+
 @pytest.mark.parametrize(
     "file, key, value, named",
     [

@@ -97,7 +97,9 @@ class Command:
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
             raise CaptioningError(f"--program: {self.model!r} ended with {done.returncode} at {name}: {last}")
-        lines = done.stdout.rstrip("\n").split("\n")
+        lines = done.stdout.removesuffix("\n").split("\n")  # an empty line is an empty caption, the last one too
+        while len(lines) > len(numbers) and not lines[-1]:
+            lines.pop()
         if len(lines) != len(numbers):
             problem = f"printed {len(lines)} lines for {len(numbers)} images of {name}"
             raise CaptioningError(f"--program: {self.model!r} {problem}; print one caption a line")

@@ -62,7 +62,7 @@ def overrule(lines: Iterable[Line], path: str) -> tuple[list[Line], int]:
         raise records.IntakeError(f"--overrides: {path} does not exist; give a jsonl file of captions")
     made = {(line["video"], line["frame"]): line for line in lines}
     used = 0
-    for number, text in enumerate(captions_lib.read_text(file).splitlines(), start=1):
+    for number, text in enumerate(captions_lib.read_text(file).split("\n"), start=1):
         if not text.strip():
             continue
         try:

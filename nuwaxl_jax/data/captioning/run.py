@@ -18,6 +18,7 @@ from nuwaxl_jax import files
 from nuwaxl_jax import video_io
 from nuwaxl_jax.data.captioning import captioners
 from nuwaxl_jax.data.captioning import filters
+from nuwaxl_jax.data.intake import clock
 from nuwaxl_jax.data.intake import places
 from nuwaxl_jax.data.intake import records
 from nuwaxl_jax.data.intake import survey as survey_lib
@@ -108,8 +109,7 @@ def _part(
     if file.exists():
         return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     times = video.index.times
-    wanted = np.arange(0.0, times[-1] + 1e-6, stride)
-    numbers = np.unique(np.maximum(np.searchsorted(times, wanted + 1e-6, side="right") - 1, 0))
+    numbers = np.unique(clock.shown(times, np.arange(0.0, times[-1] + clock.tolerance(times), stride)))
     lines = []
     with survey_lib.open_reader(video.entry, index=video.index) as reader:
         for start in range(0, len(numbers), _BATCH):

@@ -38,7 +38,7 @@ def read_lines(path: pathlib.Path) -> list[tuple[str | None, records.Caption]]:
       IntakeError: naming the file, the line and the field.
     """
     entries = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -11,19 +11,21 @@ Columns go by the names that people use, whatever their case; others are not rea
     also          fps (of frame folders), split (train, val, valid, validation, dev, test), episode (videos of one are
                   in one split), caption_source ("human", else a machine), clip (the caption's, by its owner's name)
 
-Paths are relative to the manifest's folder. Spans of a file are videos of their own, named NAME#000120-000455 and,
-where no `episode` is given, in one split; `frame`, `last` and seconds in their rows count from the beginning of the
-file. A row that cannot be used is left out by name and reason; a table without a column that says which video is
-refused.
+Paths are relative to the manifest's folder. Videos of one file, by names of their own or spans of it, are in one split
+where no `episode` is given. Spans are named NAME#000120-000455; `frame`, `last` and seconds in their rows count from
+the beginning of the file. A row that cannot be used is left out by name and reason; a table without a column that says
+which video is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import collections
+from collections.abc import Iterable, Iterator, Mapping
 import csv
 import dataclasses
 import json
 import math
+import os
 import pathlib
 import re
 from typing import Any
@@ -86,9 +88,10 @@ def read_lists(folder: pathlib.Path) -> records.Listing:
     Raises:
       IntakeError: not as many lines.
     """
-    videos, prompts = (
-        captions_lib.read_text(folder / name).rstrip("\n").split("\n") for name in ("videos.txt", "prompts.txt")
-    )
+    videos = captions_lib.read_text(folder / "videos.txt").rstrip("\n").split("\n")
+    prompts = captions_lib.read_text(folder / "prompts.txt").removesuffix("\n").split("\n")
+    while len(prompts) > len(videos) and not prompts[-1]:  # those of the last videos may be empty
+        prompts.pop()
     if len(videos) != len(prompts):
         problem = f"videos.txt has {len(videos)} lines, prompts.txt {len(prompts)}"
         raise records.IntakeError(f"{folder}: {problem}; give one prompt a video, line by line")
@@ -217,39 +220,42 @@ def _caption(fields: dict[str, Any]) -> tuple[records.Caption, bool]:
     return caption, frame is not None or (start, end) != (0.0, math.inf)
 
 
-def _entry(place: pathlib.Path, row: dict[str, Any] | str) -> tuple[records.Entry, bool]:
-    """(the video with at most one caption, whether that is of a part of it alone)."""
+def _entry(place: pathlib.Path, row: dict[str, Any] | str) -> tuple[records.Entry, bool, str]:
+    """(the video with at most one caption, whether that is of a part of it alone, its path as written)."""
     if isinstance(row, str):
         raise Unusable("row cannot be read", row)
     fields = fields_of(row)
     for name in ("path", "text", "name", "episode", "clip"):
-        if isinstance(fields[name], str) and NOT_UTF8.search(fields[name]):
+        wrong = NOT_UTF8 if name == "text" else records.SURROGATES  # half a character of a caption does no harm
+        if isinstance(fields[name], str) and wrong.search(fields[name]):
             raise Unusable(f"{name} is not UTF-8 text", "")
     if not isinstance(fields["path"], str) or not fields["path"].strip():
         raise Unusable("names no video", f"path is {fields['path']!r}")
-    path = place / fields["path"].strip()
+    written = fields["path"].strip()
+    path = place / written
     if not path.exists():
         raise Unusable("no such file", str(path))
     split = split_of(fields["split"])
     caption, partial = _caption(fields)
     captions = (caption,) if caption.text else ()
-    name = fields["path"].strip() if fields["name"] is None else str(fields["name"]).strip()
+    name = written if fields["name"] is None else str(fields["name"]).strip()
     episode = "" if fields["episode"] is None else str(fields["episode"]).strip()
     entry = records.Entry(name, path, captions, _number(fields["fps"], "fps") or None, split, episode)
     first, last = (_whole_number(fields[each], each) for each in ("first_frame", "last_frame"))
     if first is None and last is None:
-        return entry, partial
+        return entry, partial, written
     if first is None or last is None or last < first:
         raise Unusable("first_frame and last_frame are no span", f"{first} to {last}")
     if caption.frame is not None and not (caption.frame <= last and first <= (caption.last or caption.frame)):
         raise Unusable("frame is outside the row's span", f"{fields['frame']} in {first} to {last}")
-    span = dict(name=f"{name}#{first:06}-{last:06}", span=(first, last), episode=episode or fields["path"].strip())
-    return dataclasses.replace(entry, captions=(), whole_captions=captions, **span), partial
+    span = dict(name=f"{name}#{first:06}-{last:06}", span=(first, last))
+    return dataclasses.replace(entry, captions=(), whole_captions=captions, **span), partial, written
 
 
 def _gather(path: pathlib.Path, table: Rows) -> tuple[tuple[records.Entry, ...], tuple[records.LeftOut, ...]]:
     """Videos by name, with the captions of all their rows; and the rows left out."""
     found: dict[str, records.Entry] = {}
+    paths: dict[str, str] = {}
     left_out, seen = [], False
     for number, row in table:
         if not seen and isinstance(row, dict):
@@ -257,20 +263,44 @@ def _gather(path: pathlib.Path, table: Rows) -> tuple[tuple[records.Entry, ...],
             seen = True
         place = f"{path.name}:{number}"
         try:
-            entry, partial = _entry(path.parent, row)
+            entry, partial, written = _entry(path.parent, row)
         except Unusable as error:
             reason, detail = error.args
             left_out.append(records.LeftOut(place, "listed", reason, detail))
             continue
         before = found.get(entry.name)
         if before is None:
-            found[entry.name] = entry
+            found[entry.name], paths[entry.name] = entry, written
         elif partial and before.path == entry.path:
             both = {kind: getattr(before, kind) + getattr(entry, kind) for kind in ("captions", "whole_captions")}
             found[entry.name] = dataclasses.replace(before, **both)
         else:
             left_out.append(records.LeftOut(place, "listed", "name occurs twice", entry.name))
+    found |= _of_one_file(found, paths)
     return tuple(found[name] for name in sorted(found)), tuple(left_out)
+
+
+def _of_one_file(found: Mapping[str, records.Entry], paths: Mapping[str, str]) -> dict[str, records.Entry]:
+    """The spans, and the videos of files that are named more than once, with their file as their episode.
+
+    Args:
+      found: videos by name; the episode that a row gives stays.
+      paths: of each, as its row has it. What the spans of a file agree on is its name, else the path without './'.
+    """
+    by_file = collections.defaultdict(list)
+    for entry in found.values():
+        by_file[os.path.normpath(entry.path)].append(entry)
+    out = {}
+    for entries in by_file.values():
+        spans = {paths[entry.name] for entry in entries if entry.span is not None}
+        if len(entries) == 1 and not spans:
+            continue
+        tidy = {os.path.normpath(paths[entry.name]) for entry in entries}
+        episode = min(spans) if len(spans) == 1 else min(tidy, key=lambda path: (len(path), path))
+        # What is called as its file is has that split already.
+        alone = (entry for entry in entries if not entry.episode and (entry.span or entry.name != episode))
+        out |= {entry.name: dataclasses.replace(entry, episode=episode) for entry in alone}
+    return out
 
 
 def _check_columns(path: pathlib.Path, row: dict[str, Any]) -> None:

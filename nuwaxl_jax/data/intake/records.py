@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
+import re
 
 from nuwaxl_jax import frames_io
 
 MAX_CHARACTERS = 10_000  # of a caption; no tokenizer here reads as far
+SURROGATES = re.compile("[\ud800-\udfff]")  # halves of characters, and bytes of file names: no UTF-8 holds them
 
 
 class IntakeError(ValueError):
@@ -103,5 +105,10 @@ class Listing:
 
 
 def clean(text: str) -> str:
-    """One line without surrounding blanks, at most MAX_CHARACTERS."""
-    return " ".join(text.split())[:MAX_CHARACTERS].rstrip()
+    """One line without surrounding blanks, at most MAX_CHARACTERS; half a character becomes U+FFFD."""
+    return SURROGATES.sub("\ufffd", " ".join(text.split())[:MAX_CHARACTERS].rstrip())
+
+
+def printable(text: str) -> str:
+    """Text that UTF-8 holds: what is none of it, as in file names that are no UTF-8, becomes \\udce9 or the like."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -18,7 +18,7 @@ from nuwaxl_jax import compile_cache
 from nuwaxl_jax import files
 from nuwaxl_jax import video_io
 
-_VERSION = 1  # of what is kept; another is not read
+_VERSION = 2  # of what is kept; another is not read
 
 
 def folder() -> pathlib.Path | None:

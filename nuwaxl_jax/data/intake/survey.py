@@ -16,6 +16,7 @@ import numpy as np
 from nuwaxl_jax import frames_io
 from nuwaxl_jax import video_io
 from nuwaxl_jax.data.intake import arldm
+from nuwaxl_jax.data.intake import clock
 from nuwaxl_jax.data.intake import records
 from nuwaxl_jax.data.intake import remembered
 from nuwaxl_jax.data.intake import spans
@@ -111,21 +112,39 @@ def _walk(entry: records.Entry, limits: video_io.Limits) -> video_io.VideoIndex:
 
 def length(index: video_io.VideoIndex, fps: float = 0.0) -> int:
     """Frames of a video as it is, or when shown at `fps` frames a second."""
-    return max(1, math.floor(index.info.seconds * fps + 1e-6)) if fps else index.info.num_frames
+    if not fps:
+        return index.info.num_frames
+    return max(1, math.floor((index.info.seconds + clock.tolerance(index.times)) * fps))
 
 
 def split_of(name: str, eval_fraction: float) -> str:
     """The split of a video by its name: 'train', 'valid' or 'test'."""
-    place = int.from_bytes(hashlib.sha256(name.encode("utf-8")).digest()[:8], "big") / 2.0**64
+    place = int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "big") / 2.0**64
     return "test" if place < eval_fraction else "valid" if place < 2 * eval_fraction else "train"
 
 
 def of_split(entries: Sequence[records.Entry], split: str, eval_fraction: float) -> tuple[records.Entry, ...] | None:
-    """The entries of a split; None where some split would have none: too few to divide."""
-    splits = [entry.split or split_of(entry.episode or entry.name, eval_fraction) for entry in entries]
-    if len(set(splits)) < len(SPLITS) and not all(entry.split for entry in entries):
+    """The entries of a split; None where nobody has divided them and some split would have none: too few to divide.
+
+    Where an owner has named splits, they stay; an entry without is where others of its episode are, by preference where
+    nothing is trained on, else it goes by the hash, and a line says how many are in this split so.
+    """
+    owners: dict[str, str] = {}
+    for entry in entries:
+        if entry.split:
+            whole = entry.episode or entry.name
+            owners[whole] = max(entry.split, owners.get(whole, entry.split), key=SPLITS.index)
+    splits = []
+    for entry in entries:
+        whole = entry.episode or entry.name
+        splits.append(entry.split or owners.get(whole) or split_of(whole, eval_fraction))
+    if not owners and len(set(splits)) < len(SPLITS):
         return None
-    return tuple(entry for entry, its in zip(entries, splits) if its == split)
+    chosen = tuple(entry for entry, its in zip(entries, splits) if its == split)
+    unnamed = sum(not entry.split for entry in chosen)
+    if owners and unnamed:
+        print(f"{split}: {unnamed} of {len(chosen)} videos are here by episode or name; the owner gives them no split")
+    return chosen
 
 
 def survey(
@@ -238,9 +257,10 @@ def texts(video: Video, numbers: np.ndarray, times: np.ndarray, nearest: bool = 
     """
     out, distance = [""] * len(times), np.full(len(times), np.inf)
     known = video.index.times
+    late = times + clock.tolerance(known)  # at a border, past it
     for caption in video.entry.captions:
         if caption.frame is None:
-            covered = (caption.start <= times) & (times < caption.end)
+            covered = (caption.start <= late) & (late < caption.end)
             away = np.maximum(np.maximum(caption.start - times, times - caption.end), 0.0)
         else:
             first, last = caption.frame, caption.frame if caption.last is None else caption.last
@@ -263,9 +283,10 @@ def by_reason(left_out: Iterable[records.LeftOut]) -> dict[str, list[records.Lef
 
 
 def lines(left_out: Iterable[records.LeftOut]) -> list[str]:
-    """One line a reason: how many, and the first few by name."""
+    """One line a reason: how many, and the first few by name, as text that any stream takes."""
     out = []
     for reason, group in by_reason(left_out).items():
         named = "; ".join(f"{each.name} ({each.detail})" if each.detail else each.name for each in group[:_NAMED])
-        out.append(f"  {len(group)} left out, {reason}: {named}{'; ..' if len(group) > _NAMED else ''}")
+        line = f"  {len(group)} left out, {reason}: {named}{'; ..' if len(group) > _NAMED else ''}"
+        out.append(records.printable(line))
     return out

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from nuwaxl_jax.data.intake import clock
 from nuwaxl_jax.data.intake import survey as survey_lib
 
 
@@ -25,9 +26,10 @@ def which(video: survey_lib.Video, numbers: np.ndarray, times: np.ndarray) -> tu
     """
     out, distance = np.full(len(times), -1, np.int64), np.full(len(times), np.inf)
     known = video.index.times
+    late = times + clock.tolerance(known)  # at a border, past it
     for number, caption in enumerate(video.entry.captions):
         if caption.frame is None:
-            covered = (caption.start <= times) & (times < caption.end)
+            covered = (caption.start <= late) & (late < caption.end)
             begin, end = caption.start, caption.end
         else:
             first, last = caption.frame, caption.frame if caption.last is None else caption.last

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from nuwaxl_jax import video_io
+from nuwaxl_jax.data.intake import clock
 from nuwaxl_jax.data.intake import places
 from nuwaxl_jax.data.intake import records
 from nuwaxl_jax.data.intake import survey as survey_lib
@@ -93,7 +94,7 @@ class Plan:
         if not self.settings.fps:
             return index, times[index]
         seconds = index / self.settings.fps
-        return np.maximum(np.searchsorted(times, seconds + 1e-6, side="right") - 1, 0), seconds
+        return clock.shown(times, seconds), seconds
 
     def sources(self) -> dict[str, Any]:
         """What the set follows from: settings, and a mark of each video's file, captions and split."""
