@@ -163,6 +163,7 @@ def _engine(path: str) -> tuple[tokenizers.Tokenizer, int, int, int, int]:
 @functools.lru_cache(maxsize=65536)
 def _encode(path: str, caption: str, max_tokens: int) -> np.ndarray:
     engine, bos, eos, pad, _ = _engine(path)
+    caption = caption.encode("utf-8", "replace").decode()  # halves of characters, which the engine refuses
     words = engine.encode(caption, add_special_tokens=False).ids[: max_tokens - 2]
     ids = np.full(max_tokens, pad, np.int32)
     ids[: len(words) + 2] = [bos, *words, eos]

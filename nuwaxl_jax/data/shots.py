@@ -100,7 +100,9 @@ def run(
     counts = dict(videos=cut_videos, left_out=len(left_out), shots=shots, short=shots - kept, kept=kept)
     counts |= dict(captioned=captioned, rows=len(rows))
     if kept:
-        files.write_bytes(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        files.write_bytes(
+            out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "surrogateescape")
+        )
     say(
         f"{out}: {cut_videos} videos -> {shots} shots -> {kept} of at least {min_seconds:g} s "
         f"({counts['short']} shorter left out), {captioned} of them captioned"
@@ -138,7 +140,7 @@ def _settle(parts: pathlib.Path, settings: dict[str, Any]) -> None:
 def _cuts(parts: pathlib.Path, video: survey_lib.Video, threshold: float) -> list[int] | records.LeftOut:
     """The frames at which shots begin, without 0; read where they have been found before."""
     size, changed = video.index.stamp
-    name = hashlib.sha256(f"{video.entry.name}\n{size}\n{changed}".encode()).hexdigest()[:24]
+    name = hashlib.sha256(f"{video.entry.name}\n{size}\n{changed}".encode("utf-8", "surrogateescape")).hexdigest()[:24]
     file = parts / f"{name}.json"
     if file.exists():
         return json.loads(file.read_text(encoding="utf-8"))["cuts"]

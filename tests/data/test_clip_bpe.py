@@ -54,6 +54,11 @@ def test_by_hand(folder):
     np.testing.assert_array_equal(again.encode("a cat"), tokenizer.encode("a cat"))
 
 
+def test_half_a_character_stops_nothing(folder):
+    tokenizer = text.make_tokenizer("clip_bpe", vocab_size=200, max_tokens=8, vocabulary=str(folder))
+    assert tokens_of(tokenizer, "cat \ud83d sits")[1] == "cat</w>"
+
+
 def test_pad_token_of_the_folder(folder):
     (folder / "tokenizer_config.json").write_text(json.dumps(dict(pad_token={"content": "!"})))
     known = clip_bpe.read(str(folder))

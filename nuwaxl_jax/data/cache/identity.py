@@ -42,7 +42,7 @@ def of_source(source: sources.EpisodeSource) -> str:
     episodes."""
     own = getattr(source, "fingerprint", None)
     if own is not None:
-        return hashlib.sha256(own().encode()).hexdigest()
+        return hashlib.sha256(own().encode("utf-8", "surrogateescape")).hexdigest()
     lengths = [source.num_frames(i) for i in range(len(source))]
     digest = hashlib.sha256(json.dumps(lengths).encode())
     for i in np.unique(np.linspace(0, len(source) - 1, _EPISODES).astype(int)).tolist():

@@ -72,7 +72,9 @@ def run(
     used = 0
     if overrides:
         lines, used = filters.overrule(lines, overrides)
-    files.write_bytes(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+    files.write_bytes(
+        out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode("utf-8", "surrogateescape")
+    )
     counts = dict(
         videos=len(survey.videos),
         left_out=len(left_out),
@@ -104,7 +106,9 @@ def _part(
     """The lines of one video, read where they have been made before."""
     size, changed = video.index.stamp
     said = video.entry.captions if captioner.source == "human" else ()  # then the result follows from these too
-    name = hashlib.sha256(f"{video.entry.name}\n{size}\n{changed}\n{said}".encode()).hexdigest()[:24]
+    name = hashlib.sha256(
+        f"{video.entry.name}\n{size}\n{changed}\n{said}".encode("utf-8", "surrogateescape")
+    ).hexdigest()[:24]
     file = parts / f"{name}.jsonl"
     if file.exists():
         return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
@@ -127,5 +131,7 @@ def _part(
                         score=caption.score,
                     )
                 )
-    files.write_bytes(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+    files.write_bytes(
+        file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode("utf-8", "surrogateescape")
+    )
     return lines
