@@ -238,7 +238,7 @@ def test_other_real_stories_stand_below_the_arms_and_are_measured_once(tmp_path,
     assert not runner.rows()
     (runner.workdir(module.STUDY.arms[0], 0) / "eval").mkdir(parents=True)
     monkeypatch.setattr(runner, "_command", lambda mode, workdir, *flags: called.append((workdir, flags)))
-    record = {"others": {"b_fvd_16": {"value": 1200.0}}, "code": {"version": "1"}}
+    record = {"others": {"b_fvd_16": {"value": 1200.0, "protocol": {}}}, "code": {"version": "1"}}
     (runner.workdir(module.STUDY.arms[0], 0) / "eval" / "eval.json").write_text(json.dumps(record))
     for _ in range(2):
         runner.floors(module.STUDY.arms[5], 0)  # an arm of the same run

@@ -14,6 +14,7 @@ from nuwaxl_jax.evaluation import story_reader
 from nuwaxl_jax.evaluation import story_score
 from nuwaxl_jax.hierarchy import strategies
 
+_FEW = 96  # Enough for several segments.
 _EPISODE, _FRAMES = 11, 480  # Two characters, walks and jumps to both sides, two shots.
 _OTHER_EPISODE = 17  # Nobody of the first plays here.
 _ACCURACIES = (
@@ -237,19 +238,19 @@ def _pushed(frames, firsts):
 @pytest.mark.parametrize(
     "strategy, depth, overlap, firsts",
     [
-        ("independent", 3, 1, range(16, _FRAMES, 16)),
-        ("side_by_side", 1, 1, range(16, _FRAMES, 16)),
-        ("autoregressive", 3, 8, range(16, _FRAMES, 8)),
-        ("autoregressive", 3, 1, range(16, _FRAMES, 15)),
-        ("diffusion_over_diffusion", 3, 1, range(15, _FRAMES, 15)),
+        ("independent", 3, 1, range(16, _FEW, 16)),
+        ("side_by_side", 1, 1, range(16, _FEW, 16)),
+        ("autoregressive", 3, 8, range(16, _FEW, 8)),
+        ("autoregressive", 3, 1, range(16, _FEW, 15)),
+        ("diffusion_over_diffusion", 3, 1, range(15, _FEW, 15)),
     ],
 )
-def test_joins_are_looked_for_where_a_way_has_them(video, truth_score, strategy, depth, overlap, firsts):
-    frames, captions = video
-    joins = strategies.joins(strategies.plans(strategy, _FRAMES, 16, depth, overlap), _FRAMES)
+def test_joins_are_looked_for_where_a_way_has_them(video, strategy, depth, overlap, firsts):
+    frames, captions = (part[:_FEW] for part in video)
+    joins = strategies.joins(strategies.plans(strategy, _FEW, 16, depth, overlap), _FEW)
     jumpy = _pushed(frames, list(firsts))
     ratio = story_score.story_score(jumpy, captions, joins=joins)["border_ratio"]
-    assert ratio > 2 * truth_score["border_ratio"]
+    assert ratio > 2
     if 15 % (firsts[1] - firsts[0]):  # a tree's joins are elsewhere
         assert story_score.story_score(jumpy, captions)["border_ratio"] < ratio / 2
     assert story_score.story_score(frames, captions, joins=joins)["border_ratio"] < 1.5
