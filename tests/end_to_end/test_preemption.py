@@ -150,8 +150,12 @@ def undisturbed(folder):
     return what
 
 
-@pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("name", list(CHAINS))
+# Of two processes training alone is in every run of the suite; the others follow the same path, and take minutes.
+@pytest.mark.parametrize(
+    "name, count",
+    [*((name, 1) for name in CHAINS), ("train", 2)]
+    + [pytest.param(name, 2, marks=pytest.mark.long) for name in CHAINS if name != "train"],
+)
 def test_told_to_stop_in_each_phase_goes_on_to_the_same_end(folder, undisturbed, name, count):
     flags, phases, left = CHAINS[name]
     target = folder / f"{name}_{count}"
