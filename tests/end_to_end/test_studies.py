@@ -283,69 +283,6 @@ def test_seconds_stand_beside_the_first_arm_s():
     assert fewer == [line for line in lines if not line.startswith("| window, 8 frames given")]
 
 
-def test_equal_arms_of_two_studies_are_trained_and_told_once(tmp_path, monkeypatch):
-    told = []
-
-    def run(study, name):
-        module = _load(ROOT / "experiments" / study / "run.py")
-        monkeypatch.setattr("sys.argv", ["run.py", f"--work={tmp_path}", "--frames=256", "--stories=4"])
-        runner = module.study.Runner(module.STUDY, module.study.arguments_of(module.STUDY, ""))
-        runner.results = tmp_path / study / "results.json"
-        monkeypatch.setattr(runner, "_start", lambda seed: tmp_path / "start")
-        monkeypatch.setattr(runner, "_train", lambda workdir, *_: workdir.mkdir(parents=True, exist_ok=True))
-        monkeypatch.setattr(
-            runner, "_tell", lambda arm, *_: told.append((study, arm.name)) or ({"exact": len(told)}, {})
-        )
-        runner.run(next(arm for arm in module.STUDY.arms if arm.name == name), 0)
-        [row] = (value for key, value in runner.rows().items() if key.startswith(f"{name}/"))
-        return row["exact"]
-
-    assert run("table1", "tree") == run("table2c", "depth 3") == run("table2d", "16 frames") == 1
-    assert run("ours", "half the steps") == 2 and run("table2c", "depth 2") == 3  # sampled, or trained, otherwise
-    assert told == [("table1", "tree"), ("ours", "half the steps"), ("table2c", "depth 2")]
-
-
-def test_rows_of_an_equal_arm_are_refused_where_they_were_read_otherwise(tmp_path, monkeypatch):
-    def run(study, name, weights):
-        module = _load(ROOT / "experiments" / study / "run.py")
-        monkeypatch.setattr("sys.argv", ["run.py", f"--work={tmp_path}", "--frames=256", "--stories=4"])
-        runner = module.study.Runner(module.STUDY, module.study.arguments_of(module.STUDY, ""))
-        runner.results = tmp_path / study / "results.json"
-        monkeypatch.setattr(runner, "_start", lambda seed: tmp_path / "start")
-        monkeypatch.setattr(runner, "_train", lambda workdir, *_: workdir.mkdir(parents=True, exist_ok=True))
-        monkeypatch.setattr(runner, "_tell", lambda *_: ({"exact": 1.0}, {"b_fvd_16": {"weights": weights}}))
-        runner.run(next(arm for arm in module.STUDY.arms if arm.name == name), 0)
-
-    run("table2c", "depth 3", "old")
-    run("table2d", "8 frames", "new")
-    with pytest.raises(SystemExit, match="b_fvd_16 of 256 frames has been read with another weights"):
-        run("table2d", "16 frames", "new")  # table2c's row, of the old weights
-
-
-def test_arms_start_from_weights_of_their_own_data_and_sizes(tmp_path, monkeypatch):
-    module = _load(ROOT / "experiments" / "table2b" / "run.py")
-    trained = []
-
-    def start(*more):
-        monkeypatch.setattr("sys.argv", ["run.py", f"--work={tmp_path}", *more])
-        runner = module.study.Runner(module.STUDY, module.study.arguments_of(module.STUDY, ""))
-        monkeypatch.setattr(runner, "_train", lambda workdir, *_: trained.append(workdir))
-        monkeypatch.setattr(module.study.study_export, "call", lambda source, what, file, vae=None: file.touch())
-        return runner._start(0)
-
-    videos = "--config=configs/videos.py:study"
-    asked = [(), (videos, "--set=data.path=A"), (videos, "--set=data.path=B"), ("--dry_run", videos)]
-    files = []
-    for more in asked:
-        monkeypatch.setattr(
-            pathlib.Path, "touch", lambda file: (file.parent.mkdir(parents=True, exist_ok=True), file.write_text(""))
-        )
-        files.append(start(*more))
-    assert len(set(files)) == len(files) and files[0] == tmp_path / "toons.py-study" / "image-0.safetensors"
-    before = len(trained)
-    assert start(videos, "--set=data.path=A") == files[1] and len(trained) == before
-
-
 def test_finished_weights_are_told_with_a_seed_s_noise_and_trained_by_nothing(tmp_path, monkeypatch):
     module = _load(ROOT / "experiments" / "shipped" / "run.py")
 
