@@ -137,7 +137,7 @@ class Runner:
         self.comparable = own and arguments.anew  # with the rows that are kept
         self.results = (study.folder if own and not arguments.anew else self._otherwise()) / "results.json"
         # What arms start from is of the config and the data too; the preset's own has no name beside its seed.
-        mine = not (self.fields or arguments.config or arguments.dry_run)
+        mine = not (self.fields or arguments.config)
         of = hashlib.sha256(json.dumps([self.config, self.fields]).encode()).hexdigest()[:10]
         self.begun = self.work if mine else self.work / f"start-{of}"
         self._locks: dict[Any, threading.Lock] = collections.defaultdict(threading.Lock)
@@ -274,7 +274,7 @@ class Runner:
         """The row of one arm and length, from the run's rows.json where an equal arm of any study has been told."""
         file = workdir / "rows.json"
         rows = json.loads(file.read_text()) if file.is_file() else {}
-        key = json.dumps([*self._asked(arm, frames), self.arguments.jobs > 1])
+        key = json.dumps([*self._asked(arm, frames), *self._networks, versions.ALL, self.arguments.jobs > 1])
         if key not in rows:
             row, protocol = self._tell(arm, workdir, seed, frames)
             rows[key] = {"row": row, "protocol": protocol}
@@ -302,8 +302,7 @@ class Runner:
 
     def _asked(self, arm: Arm, frames: int) -> list[Any]:
         """What is told of a run."""
-        what = [sorted(arm.sample), self.study.ways(arm), frames, self.arguments.stories]
-        return [*what, *self._networks, versions.ALL]
+        return [sorted(arm.sample), self.study.ways(arm), frames, self.arguments.stories]
 
     def _picture(self, arm: Arm, workdir: pathlib.Path, frames: int) -> pathlib.Path:
         """16 frames of the first story: its own above, the told ones below."""
@@ -367,10 +366,11 @@ def main(study: Study, description: str) -> None:
             )
         seeds = [int(n) for n in arguments.seeds.split(",")]
         runner.run_all(wanted, seeds)
+        failed = None
         try:
             runner.floors(next(arm for arm in study.arms if arm.name in wanted), seeds[0])
-        except SystemExit as error:  # a data set may have no other real stories
-            print(f"{study_table.FLOOR}: not measured: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
+        except SystemExit as error:  # a data set may have no other real stories: the arms have their table all the same
+            failed = error
     rows = runner.rows()
     print(study_table.table(study, rows))
     if runner.comparable:
@@ -382,3 +382,5 @@ def main(study: Study, description: str) -> None:
         told = runner.pictures(seeds[0])
         if told:
             study_plot.stories(told).save(runner.results.with_name("stories.png"))
+    if not arguments.table and failed:
+        raise failed

@@ -48,6 +48,7 @@ LAYERS = {
     "data": 2,
     "partitioning": 1,
     "diffusion.gaussian": 1,
+    "data.characters": 0,
     "data.intake": 1,
     "frames_io": 1,
     "video_io": 1,

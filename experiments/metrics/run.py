@@ -27,7 +27,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))  # the code
 from nuwaxl_jax import config as config_lib
 from nuwaxl_jax import files
 from nuwaxl_jax import provenance
-from nuwaxl_jax.evaluation import frechet
 from nuwaxl_jax.evaluation import held_out
 from nuwaxl_jax.evaluation import image_metrics
 from nuwaxl_jax.evaluation import intervals
@@ -148,15 +147,12 @@ def _file(label: str) -> str:
     return label.replace(" ", "_").replace(",", "").replace("%", "percent")
 
 
-def _distance(kind: str, real: np.ndarray, made: np.ndarray) -> float:
-    """Of features [videos, n, d]: of blocks place by place, of all else in one set."""
-    if kind.startswith("b_fvd"):
-        return float(np.mean(protocols.by_place(real, made)))
-    flat = (real.reshape(-1, real.shape[-1]), made.reshape(-1, made.shape[-1]))
-    return frechet.distance_of_samples(*flat)
-
-
-_PARTS = dict(zip(DISTANCES, ("clips", "spread", "stills")))  # of what is read of a video
+# Distance -> (part of what is read of a video, what it is of these).
+_PARTS = {
+    "b_fvd_16": ("clips", protocols.b_fvd),
+    "fvd_spread_16": ("spread", protocols.pooled),
+    "frechet_stills": ("stills", protocols.pooled),
+}
 
 
 def _score_changes(before: str, after: str, stories: int, ledger: ledger_lib.Ledger) -> dict[str, Any]:
@@ -172,12 +168,12 @@ def _score_changes(before: str, after: str, stories: int, ledger: ledger_lib.Led
 def changes(label: str, stories: int, ledger: ledger_lib.Ledger) -> dict[str, Any]:
     """Metric -> 95 % interval of damaged less undamaged, stories (and the others, for distances to them) resampled."""
     out = _score_changes("undamaged", label, stories, ledger)
-    for kind, part in _PARTS.items():
+    for kind, (part, distance) in _PARTS.items():
         read = [[ledger.arrays(_file(of), i)[part] for i in range(stories)] for of in ("undamaged", label, OTHERS)]
         both, others = np.stack(read[:2], axis=1), np.stack(read[2])  # those of one story are drawn together
 
-        def further(both: np.ndarray, others: np.ndarray, kind: str = kind) -> float:
-            return _distance(kind, others, both[:, 1]) - _distance(kind, others, both[:, 0])
+        def further(both: np.ndarray, others: np.ndarray, distance: Callable = distance) -> float:
+            return distance(others, both[:, 1]) - distance(others, both[:, 0])
 
         out[kind + TO_OTHERS] = intervals.rounded(intervals.of(further, both, others))
     return {kind: interval for kind, interval in out.items() if interval is not None}
@@ -191,12 +187,11 @@ def steps(label: str, stories: int, ledger: ledger_lib.Ledger) -> dict[str, Any]
     mild, kinds = found[label]
     out = _score_changes(mild, label, stories, ledger)
     for kind in set(kinds) & set(DISTANCES):
-        read = [
-            [ledger.arrays(_file(of), i)[_PARTS[kind]] for i in range(stories)] for of in ("undamaged", mild, label)
-        ]
+        part, distance = _PARTS[kind]
+        read = [[ledger.arrays(_file(of), i)[part] for i in range(stories)] for of in ("undamaged", mild, label)]
 
-        def further(three: np.ndarray, kind: str = kind) -> float:
-            return _distance(kind, three[:, 0], three[:, 2]) - _distance(kind, three[:, 0], three[:, 1])
+        def further(three: np.ndarray, distance: Callable = distance) -> float:
+            return distance(three[:, 0], three[:, 2]) - distance(three[:, 0], three[:, 1])
 
         out[kind] = intervals.rounded(intervals.of(further, np.stack(read, axis=1)))
     return {kind: out[kind] for kind in kinds if out.get(kind) is not None}

@@ -68,12 +68,12 @@ def bundle_of(networks: networks_lib.Networks) -> networks_lib.Params:
 def measure(num_frames: int, repeats: int) -> dict[str, dict[str, float]]:
     """arm -> seconds (median), of all repeats, and denoiser calls, of one video of `num_frames`.
 
-    Arms that another's weights tell with other noise are left out: they take as long.
+    Arms that another's weights tell with other noise alone are left out: they take as long.
     """
     prompts, index = story_lib.Story.load(STORY).frame_prompts(num_frames)
     mesh = partitioning.make_mesh()
     ready = {}
-    for arm in (arm for arm in STUDY.arms if not (arm.like and arm.sample)):
+    for arm in (arm for arm in STUDY.arms if not arm.sample or not all("temperature" in f for f in arm.sample)):
         config = config_of(arm)
         networks = networks_lib.build(config)
         ready[arm.name] = (config, networks, bundle_of(networks))

@@ -19,6 +19,8 @@ import numpy as np
 import safetensors
 import tokenizers
 
+from nuwaxl_jax.data import characters
+
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 HEADER_KEY = "vocabulary"  # of a weight file's metadata
 _WORDS = (
@@ -163,8 +165,7 @@ def _engine(path: str) -> tuple[tokenizers.Tokenizer, int, int, int, int]:
 @functools.lru_cache(maxsize=65536)
 def _encode(path: str, caption: str, max_tokens: int) -> np.ndarray:
     engine, bos, eos, pad, _ = _engine(path)
-    caption = caption.encode("utf-8", "replace").decode()  # halves of characters, which the engine refuses
-    words = engine.encode(caption, add_special_tokens=False).ids[: max_tokens - 2]
+    words = engine.encode(characters.whole(caption), add_special_tokens=False).ids[: max_tokens - 2]
     ids = np.full(max_tokens, pad, np.int32)
     ids[: len(words) + 2] = [bos, *words, eos]
     ids.setflags(write=False)

@@ -17,6 +17,7 @@ import zlib
 import ml_collections
 import numpy as np
 
+from nuwaxl_jax.data import characters
 from nuwaxl_jax.data import clip_bpe
 
 PAD, BOS, EOS = 0, 1, 2
@@ -32,12 +33,11 @@ KNOWN_WORDS = (
 
 _WORD_IDS = {word: _FIRST_WORD + i for i, word in enumerate(KNOWN_WORDS)}
 _WORDS = re.compile(r"\w+|[^\w\s]")
-_SURROGATES = re.compile("[\ud800-\udfff]")  # halves of characters, which JSON and command lines let through
 
 
 def split_words(caption: str) -> list[str]:
     """Lower-case words and single punctuation marks of a caption (Unicode NFKC); half a character is U+FFFD."""
-    return _WORDS.findall(unicodedata.normalize("NFKC", _SURROGATES.sub("\ufffd", caption)).lower())
+    return _WORDS.findall(unicodedata.normalize("NFKC", characters.whole(caption)).lower())
 
 
 @functools.lru_cache(maxsize=65536)

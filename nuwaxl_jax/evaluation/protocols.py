@@ -52,11 +52,11 @@ def by_place(real: np.ndarray, made: np.ndarray) -> list[float]:
     return [frechet.distance_of_samples(real[:, i], made[:, i]) for i in range(real.shape[1])]
 
 
-def _b_fvd(real: np.ndarray, made: np.ndarray) -> float:
+def b_fvd(real: np.ndarray, made: np.ndarray) -> float:
     return float(np.mean(by_place(real, made)))
 
 
-def _pooled(real: np.ndarray, made: np.ndarray) -> float:
+def pooled(real: np.ndarray, made: np.ndarray) -> float:
     """Of [videos, n, d], all in one set each."""
     return frechet.distance_of_samples(real.reshape(-1, real.shape[2]), made.reshape(-1, made.shape[2]))
 
@@ -132,14 +132,14 @@ def records(
     if "clips" in real[0]:
         blocks = {"block": x, "hop": x, "blocks": list(frames.blocks)}
         each = lambda real, made: {"by_block": [round(value, 4) for value in by_place(real, made)]}
-        add(f"b_fvd_{x}", "clips", _b_fvd, blocks, 1, each)
-        add(f"b_fvd_{x}_pooled", "clips", _pooled, blocks, len(frames.blocks))
+        add(f"b_fvd_{x}", "clips", b_fvd, blocks, 1, each)
+        add(f"b_fvd_{x}_pooled", "clips", pooled, blocks, len(frames.blocks))
         add(f"fvd_{x}", "clips", _fvd, blocks | {"drawn": "one block a video, default_rng(16)"}, 1)
     if "spread" in real[0]:
-        add(f"fvd_spread_{x}", "spread", _pooled, {"clip": list(frames.spread)}, 1)
+        add(f"fvd_spread_{x}", "spread", pooled, {"clip": list(frames.spread)}, 1)
     if "stills" in real[0]:
         name = "avg_fid" if measures.stills and measures.stills.fid else "frechet_stills"
-        add(name, "stills", _pooled, {"stills": list(frames.stills)}, len(frames.stills))
+        add(name, "stills", pooled, {"stills": list(frames.stills)}, len(frames.stills))
     return out
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import sys
 
 import pytest
 
@@ -77,3 +78,41 @@ def test_arms_start_from_weights_of_their_own_data_and_sizes(tmp_path, monkeypat
     assert len(set(files)) == len(files) and files[0] == tmp_path / "toons.py-study" / "image-0.safetensors"
     before = len(trained)
     assert start(videos, "--set=data.path=A") == files[1] and len(trained) == before
+
+
+def test_where_no_other_real_stories_are_the_arms_have_their_table_and_the_command_fails(tmp_path, monkeypatch, capsys):
+    module, _ = _untrained("table2b", tmp_path, monkeypatch)
+    study, runner_of = module.study, module.study.Runner
+    monkeypatch.setattr("sys.argv", ["run.py", f"--work={tmp_path}", "--set=seed=3", "--only=up", "--seeds=0"])
+    monkeypatch.setattr(runner_of, "run_all", lambda *_: None)
+    monkeypatch.setattr(runner_of, "rows", lambda _: {"up/0/226": {"exact": 0.25, "curve": {}}})
+    monkeypatch.setattr(runner_of, "pictures", lambda *_: {})
+
+    def refuse(*_):
+        raise SystemExit("16 test videos are wanted, 10 are there")
+
+    monkeypatch.setattr(runner_of, "floors", refuse)
+    monkeypatch.setitem(sys.modules, "study_plot", type("P", (), {"draw": lambda *_: _Nothing()}))
+    with pytest.raises(SystemExit, match="10 are there"):
+        study.main(module.STUDY, "")
+    assert "| up | 226 | 1 | 0.25 |" in capsys.readouterr().out
+
+
+class _Nothing:
+    """A picture that is not kept."""
+
+    def save(self, path):
+        self.path = path
+
+
+def test_pictures_stay_where_readers_of_videos_change(tmp_path, monkeypatch):
+    module, runner = _untrained("table2b", tmp_path, monkeypatch)
+    arm = module.STUDY.arms[0]
+    before = runner._picture(arm, tmp_path, 226)
+    told = []
+    monkeypatch.setattr(runner, "_tell", lambda *_: told.append(1) or ({"exact": 1.0}, {}))
+    for _ in range(2):
+        runner._told(arm, tmp_path, 0, 226)
+    monkeypatch.setattr(module.study.versions, "ALL", {"story_score": 99})
+    runner._told(arm, tmp_path, 0, 226)
+    assert len(told) == 2 and runner._picture(arm, tmp_path, 226) == before

@@ -1,5 +1,6 @@
 """A whole evaluation in process: its record, going on with what is kept, and which held-out videos are told."""
 
+from concurrent import futures
 import json
 import shutil
 
@@ -13,6 +14,7 @@ from nuwaxl_jax.data.intake import survey
 from nuwaxl_jax.evaluation import comparison
 from nuwaxl_jax.evaluation import denoising
 from nuwaxl_jax.evaluation import held_out
+from nuwaxl_jax.evaluation import ledger as ledger_lib
 from nuwaxl_jax.evaluation import measures as measures_lib
 from nuwaxl_jax.evaluation import run as run_lib
 from nuwaxl_jax.evaluation import stories
@@ -309,3 +311,13 @@ def test_toons_gives_as_many_videos_as_asked_for(config):
     assert frames.shape == (2, 16, 16, 3) and len(captions) == 80 and all(captions)
     again = held_out.HeldOut(config, 35, 80)
     np.testing.assert_array_equal(again.frames(29, np.array([0, 79])), frames)
+
+
+def test_evaluations_may_keep_the_same_at_the_same_time(tmp_path):
+    shared = ledger_lib.Ledger(tmp_path, {"real": 1})
+    write = lambda number: shared.write("ground_truth", number // 8, {"n": number // 8}, {"x": np.full(3, number // 8)})
+    with futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(400)))
+    assert [shared.read("ground_truth", i)["n"] for i in range(50)] == list(range(50))
+    assert all((shared.arrays("ground_truth", i)["x"] == i).all() for i in range(50))
+    assert not list(tmp_path.rglob("*.part"))

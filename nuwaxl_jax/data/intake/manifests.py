@@ -30,6 +30,7 @@ import pathlib
 import re
 from typing import Any
 
+from nuwaxl_jax.data import characters
 from nuwaxl_jax.data.intake import captions as captions_lib
 from nuwaxl_jax.data.intake import records
 
@@ -226,7 +227,7 @@ def _entry(place: pathlib.Path, row: dict[str, Any] | str) -> tuple[records.Entr
         raise Unusable("row cannot be read", row)
     fields = fields_of(row)
     for name in ("path", "text", "name", "episode", "clip"):
-        wrong = NOT_UTF8 if name == "text" else records.SURROGATES  # half a character of a caption does no harm
+        wrong = NOT_UTF8 if name == "text" else characters.HALVES  # half a character of a caption does no harm
         if isinstance(fields[name], str) and wrong.search(fields[name]):
             raise Unusable(f"{name} is not UTF-8 text", "")
     if not isinstance(fields["path"], str) or not fields["path"].strip():

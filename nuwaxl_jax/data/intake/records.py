@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-import re
 
 from nuwaxl_jax import frames_io
+from nuwaxl_jax.data import characters
 
 MAX_CHARACTERS = 10_000  # of a caption; no tokenizer here reads as far
-SURROGATES = re.compile("[\ud800-\udfff]")  # halves of characters, and bytes of file names: no UTF-8 holds them
 
 
 class IntakeError(ValueError):
@@ -106,7 +105,7 @@ class Listing:
 
 def clean(text: str) -> str:
     """One line without surrounding blanks, at most MAX_CHARACTERS; half a character becomes U+FFFD."""
-    return SURROGATES.sub("\ufffd", " ".join(text.split())[:MAX_CHARACTERS].rstrip())
+    return characters.whole(" ".join(text.split())[:MAX_CHARACTERS].rstrip())
 
 
 def printable(text: str) -> str:
