@@ -6,6 +6,7 @@ preset  what it is                                               on 2 CPU cores
 tiny    every part at its smallest, for tests                    seconds
 quick   from nothing to a recognisable video                     17 minutes with --cpu_devices=2
 small   the shipped model's size (experiments/toons_small)       hours with --cpu_devices=2
+motion  what comes after it, from its weights (train.init_from)  hours with --cpu_devices=2
 study   arms of the studies (experiments/study.py)               7 to 11 minutes an arm on one core, from its start on
 """
 
@@ -39,18 +40,24 @@ def _quick(config: ml_collections.ConfigDict) -> None:
 
 
 def _small(config: ml_collections.ConfigDict) -> None:
-    """Of the shipped model's size: level 1 learns motion at noisy timesteps, with no last frame to tell it.
-
-    Of the weights that ship the last 3000 steps were trained so, but for the rates; those before without
-    (experiments/toons_small). That pre-trained layers learn at half the rate of new ones has not been tried beside a
-    fifth, the default.
-    """
+    """Of the shipped model's size, the first part of its training: every timestep equally often, more of level 1."""
     config.data.level_weights = (1.0, 4.0, 2.0)
-    config.diffusion.update(time_shift=3.0, first_only_prob=0.3)
-    config.train.denoiser.update(num_steps=6000, pretrained_lr_ratio=0.5)
+    config.diffusion.first_only_prob = 0.3
 
 
-_PRESETS = {"tiny": _tiny, "quick": _quick, "small": _small, "study": config_lib.study}
+def _motion(config: ml_collections.ConfigDict) -> None:
+    """The second part: the denoiser goes on from `small`'s weights (`train.init_from`) at noisier timesteps.
+
+    There it is decided who will go where, from captions alone. Trained so from the start, it did not learn left from
+    right (experiments/levels).
+    """
+    _small(config)
+    config.diffusion.time_shift = 3.0
+    config.train.stages = ("denoiser",)
+    config.train.denoiser.update(num_steps=3000, learning_rate=2e-3, pretrained_lr_ratio=1.0)
+
+
+_PRESETS = {"tiny": _tiny, "quick": _quick, "small": _small, "motion": _motion, "study": config_lib.study}
 
 
 def get_config(preset: str = "small") -> ml_collections.ConfigDict:

@@ -1,10 +1,15 @@
 """Every config mistake is one line that names the field and the mend."""
 
+import importlib.util
 import json
+import pathlib
+import re
 
 import pytest
 
 from nuwaxl_jax import config as config_lib
+
+CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 
 
 def _changed(**fields):
@@ -19,6 +24,21 @@ def test_default_is_valid_and_survives_json():
     again = config_lib.from_json(config_lib.to_json(config))
     assert again == config
     assert config_lib.window_frames(config) == 3376  # the paper's length, L = 16 and depth 3
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.py")), ids=lambda file: file.stem)
+def test_presets_are_those_of_the_files_table_and_valid(file):
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    presets = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(presets)
+    with pytest.raises(config_lib.ConfigError, match="has no preset 'none of them'; choose one of ") as refused:
+        presets.get_config("none of them")
+    names = str(refused.value).split("choose one of ")[1].split(", ")
+    assert re.findall(r"^([a-z_0-9]+)  ", presets.__doc__.split("preset ")[1], re.MULTILINE) == names
+    for name in names:
+        config = presets.get_config(name)
+        config.data.path = config.data.path or "somewhere"
+        config_lib.validate(config)
 
 
 def test_a_text_older_than_a_field_reads_as_the_network_it_was():

@@ -5,8 +5,9 @@
 The error on held-out clips (validation split, given frames given, as in `--mode=eval`'s `denoising`) with their
 captions, and with two words exchanged in all of them: left and right, "jumps" and "stands". A network that does what
 its captions say errs more under the wrong ones; by how much, in percent of its error, is what it knows of the word at
-that noise level. Sampling starts at the noisiest. Writes words.json beside this file; what is there of other
-weights, measured alike, stays.
+that noise level. Sampling starts at the noisiest. And how far apart the text encoder's states of a caption with one and
+with the other word lie, in percent of their norm: what no network behind it can tell apart is 0. Writes words.json
+beside this file; what is there of other weights, measured alike, stays.
 """
 
 import argparse
@@ -39,6 +40,13 @@ def exchanged(networks: networks_lib.Networks, tokens: np.ndarray, first: str, s
     return np.where(tokens == a, b, np.where(tokens == b, a, tokens))
 
 
+def apart(networks: networks_lib.Networks, params: dict, tokens: np.ndarray, other: np.ndarray) -> float:
+    """Distance of the states of two sets of captions, int32 [..., N], where they differ, in percent of the first's norm."""
+    differ = (tokens != other).any(-1)
+    one, two = (np.asarray(networks.text_states(params, some[differ]), np.float64) for some in (tokens, other))
+    return float(100 * np.linalg.norm(one - two) / np.linalg.norm(one))
+
+
 def words(weights: str, level: int, clips: int) -> dict:
     """One file's row: the error at each noise level, and what each exchange adds to it, in percent."""
     bundle, config, _ = weights_lib.load(weights_lib.find(weights))
@@ -52,11 +60,14 @@ def words(weights: str, level: int, clips: int) -> dict:
     errors_at = denoising.errors_at(networks, times)
     denoiser = bundle["denoisers"][level if len(bundle["denoisers"]) > 1 else 0]
     rows: dict[str, list] = {name: [] for name in ("true", *map("-".join, PAIRS))}
+    distances: dict[str, list] = {name: [] for name in map("-".join, PAIRS)}
     iterator = pipeline.make_iterator(one, "valid", "denoiser", seed=77, batch_size=BATCH)
     try:
         for i in range(clips // BATCH):
             batch = {k: np.asarray(v) for k, v in next(iterator).items() if k in ("frames", "tokens", "level")}
             captions = {"-".join(pair): exchanged(networks, batch["tokens"], *pair) for pair in PAIRS}
+            for name, tokens in captions.items():
+                distances[name].append(apart(networks, denoiser["text"], batch["tokens"], tokens))
             for name, tokens in {"true": batch["tokens"], **captions}.items():
                 told = batch | {"tokens": tokens}
                 rows[name].append(np.asarray(errors_at(bundle, denoiser, told, jax.random.key(i))))
@@ -64,7 +75,8 @@ def words(weights: str, level: int, clips: int) -> dict:
         iterator.close()
     mean = {name: np.mean(values, axis=0, dtype=np.float64) for name, values in rows.items()}
     more = {name: (100 * (of / mean["true"] - 1)).round(2).tolist() for name, of in mean.items() if name != "true"}
-    return dict(timesteps=times, error=mean["true"].round(5).tolist(), percent_more=more)
+    states = {name: round(float(np.mean(of)), 2) for name, of in distances.items()}
+    return dict(timesteps=times, error=mean["true"].round(5).tolist(), percent_more=more, percent_apart=states)
 
 
 def main() -> None:
@@ -80,7 +92,7 @@ def main() -> None:
         rows[pathlib.Path(name).stem] = row = words(name, arguments.level, arguments.clips)
         print(f"{name}: t {row['timesteps']}, error {row['error']}", flush=True)
         for pair, more in row["percent_more"].items():
-            print(f"  {pair} exchanged: {more} % more", flush=True)
+            print(f"  {pair} exchanged: {more} % more, states {row['percent_apart'][pair]} % apart", flush=True)
     record = dict(level=arguments.level, clips=arguments.clips, split="valid", weights=rows)
     files.write_json(HERE / "words.json", files.joined(HERE / "words.json", record, "weights"))
 

@@ -1,12 +1,14 @@
 """Makes the shipped model again: trains it, exports it, scores it and draws its pictures.
 
     python experiments/toons_small/run.py [--work=runs/toons_small] [--kept=16000] [--set=FIELD=VALUE ...] [--publish]
-    python experiments/toons_small/run.py --start=shipped --set=train.denoiser.num_steps=2000   # goes on from weights
+    python experiments/toons_small/run.py --start=shipped --presets=motion --set=train.denoiser.num_steps=2000
 
-Every step is a command of the package in its own process, so what is interrupted goes on where it stopped, and what is
-finished is not done again. `--kept`: clips whose latents are encoded once and gone through again and again (0: trained
-from frames). With `--start` the T-KLVAE is the one of those weights, and the denoiser starts from theirs. `--publish`
-puts the weights into the package, and record and pictures beside this file. What it did is in <work>/made.json.
+`--presets` of configs/toons.py, one after another: the first trains all stages from nothing (with `--start` the
+denoiser, from those weights), each further one goes on with the denoiser from the weights before it, on other clips
+(its seed is its place in the row). Every step is a command of the package in its own process, so what is interrupted
+goes on where it stopped, and what is finished is not done again. `--kept`: clips whose latents are encoded once a
+preset and gone through again and again (0: trained from frames). `--publish` puts the weights into the package, and
+record and pictures beside this file. What it did is in <work>/made.json.
 """
 
 import argparse
@@ -34,11 +36,10 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", default=str(ROOT / "runs" / "toons_small"))
-    parser.add_argument("--preset", default="small")
+    parser.add_argument("--presets", default="small,motion", help="of configs/toons.py, one after another")
     parser.add_argument("--start", default="", help="weights to go on from: shipped, or a .safetensors file")
-    parser.add_argument("--stages", default="", help="of the denoiser; default both, with --start the last alone")
     parser.add_argument("--kept", type=int, default=16000)
-    parser.add_argument("--set", action="append", default=[], help="FIELD=VALUE of the config")
+    parser.add_argument("--set", action="append", default=[], help="FIELD=VALUE of every preset")
     parser.add_argument("--stories", type=int, default=20)
     parser.add_argument("--frames", type=int, default=0, help="of each video; 0 = the full tree")
     parser.add_argument("--publish", action="store_true")
@@ -48,14 +49,14 @@ def parse() -> argparse.Namespace:
 class Commands:
     """The package's command, with its times."""
 
-    def __init__(self, work: pathlib.Path, config: list[str]):
-        self.work, self._config = work, config
+    def __init__(self, work: pathlib.Path):
+        self.work = work
         work.mkdir(parents=True, exist_ok=True)
 
-    def __call__(self, name: str, *flags: str, config: bool = True) -> None:
+    def __call__(self, name: str, *flags: str) -> None:
         """Runs it unless `name` is done; ends with its status where that is not 0."""
         done = self.done()
-        line = [sys.executable, "-m", "nuwaxl_jax.main", *(self._config if config else []), *flags]
+        line = [sys.executable, "-m", "nuwaxl_jax.main", *flags]
         if name in done:
             if _without_cores(done[name]["command"]) != _without_cores(line[1:]):
                 print(f"--work: {name} in {self.work} was made otherwise; choose another folder", file=sys.stderr)
@@ -98,20 +99,39 @@ def _without_cores(command: list[str]) -> list[str]:
     return [part for part in command if not part.startswith("--cpu_devices=")]
 
 
-def train(commands: Commands, arguments: argparse.Namespace) -> None:
-    """All stages, in `work`/run."""
-    run = f"--workdir={commands.work / 'run'}"
+def train(commands: Commands, arguments: argparse.Namespace, weights: pathlib.Path) -> None:
+    """Every preset, in <work>/<preset>; the last one's weights are in `weights`."""
+    start = _weights(arguments.start) if arguments.start else None
+    presets = arguments.presets.split(",")
+    for place, preset in enumerate(presets):
+        out = weights if preset == presets[-1] else commands.work / f"{preset}.safetensors"
+        _part(commands, arguments, place, preset, start, out)
+        start = out
+
+
+def _part(
+    commands: Commands,
+    arguments: argparse.Namespace,
+    place: int,
+    preset: str,
+    start: pathlib.Path | None,
+    out: pathlib.Path,
+) -> None:
+    """One preset, from `start` or from nothing, exported to `out`."""
+    run = f"--workdir={commands.work / preset}"
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = f"--cpu_devices={mine}"
-    start = [f"--config.train.init_from={_weights(arguments.start)}"] if arguments.start else []
-    if not start:
-        commands("vae", "--mode=train", run, cores, f"--config.train.stages={VAE_STAGES!r}")
-    wanted = tuple(arguments.stages.split(",")) if arguments.stages else DENOISER_STAGES[1 if start else 0 :]
-    flags = [run, cores, *start, f"--config.train.stages={wanted!r}"]
+    seed = [f"--config.seed={place}"] if place else []
+    common = [f"--config={ROOT}/configs/toons.py:{preset}", *seed, *(f"--config.{field}" for field in arguments.set)]
+    common += [run, f"--cpu_devices={mine}"]
+    if start is None:
+        commands("vae", "--mode=train", *common, f"--config.train.stages={VAE_STAGES!r}")
+    stages = DENOISER_STAGES if start is None else DENOISER_STAGES[1:]
+    common += [f"--config.train.stages={stages!r}", *([f"--config.train.init_from={start}"] if start else [])]
     if arguments.kept:
-        flags.append(f"--config.data.cache={commands.work / 'latents'}")
-        commands("latents", "--mode=data", "--cache", f"--items={arguments.kept}", *flags)
-    commands("denoiser", "--mode=train", *flags)
+        common.append(f"--config.data.cache={commands.work / f'{preset}_latents'}")
+        commands(f"{preset}_latents", "--mode=data", "--cache", f"--items={arguments.kept}", *common)
+    commands(f"{preset}_denoiser", "--mode=train", *common)
+    commands(f"{preset}_weights", "--mode=export", run, f"--weights={out}")
 
 
 def _weights(start: str) -> pathlib.Path:
@@ -122,8 +142,8 @@ def _weights(start: str) -> pathlib.Path:
 def show(commands: Commands, arguments: argparse.Namespace, weights: pathlib.Path) -> None:
     """Scores, and the video of README."""
     told = [f"--weights={weights}", f"--workdir={commands.work / 'told'}", f"--frames={arguments.frames}"]
-    commands("scores", "--mode=eval", f"--stories={arguments.stories}", *told, config=False)
-    commands("video", "--mode=sample", f"--story={STORY}", *told, config=False)
+    commands("scores", "--mode=eval", f"--stories={arguments.stories}", *told)
+    commands("video", "--mode=sample", f"--story={STORY}", *told)
 
 
 def publish(work: pathlib.Path, weights: pathlib.Path, start: pathlib.Path | None) -> None:
@@ -144,13 +164,11 @@ def publish(work: pathlib.Path, weights: pathlib.Path, start: pathlib.Path | Non
 def main() -> None:
     arguments = parse()
     work = pathlib.Path(arguments.work).resolve()
-    config = [f"--config={ROOT}/configs/toons.py:{arguments.preset}", *(f"--config.{field}" for field in arguments.set)]
-    commands = Commands(work, config)
+    commands = Commands(work)
     weights = work / ASSET.name
     if arguments.start:
         commands.start_from(_weights(arguments.start), weights)
-    train(commands, arguments)
-    commands("export", "--mode=export", f"--workdir={work / 'run'}", f"--weights={weights}", config=False)
+    train(commands, arguments, weights)
     show(commands, arguments, weights)
     if arguments.publish:
         publish(work, weights, _weights(arguments.start) if arguments.start else None)

@@ -49,10 +49,12 @@ def new_layers(config: ml_collections.ConfigDict, section: str) -> str:
         return vae_task.VAETask.new_layers
     if section != "denoiser":
         return ""
-    own = []
+    own, on_images = [], config.train.image_denoiser.trainable
     if "image_denoiser" not in config.train.stages:  # Stable Diffusion v1 has no transformer where no prompt goes in
         levels = (k for k, prompt in enumerate(config.unet.prompt_levels) if not prompt)
         own = [rf"(down|up){level}_\d+/transformer" for level in levels]
+    elif on_images and not config.train.init_from and not _text_learns(config, on_images):
+        own = ["^text/"]  # the image stage has left it as it was made
     return "|".join((denoiser_task.DenoiserTask.new_layers, *own))
 
 
@@ -65,10 +67,14 @@ def cached(config: ml_collections.ConfigDict, section: str) -> tuple[str, ...]:
     pattern = optim.learning_pattern(config.train[section].trainable, new_layers(config, section))
     if not trained or not pattern:
         return ("latents",)
+    return ("latents",) if _text_learns(config, pattern) else ("latents", "text")
+
+
+def _text_learns(config: ml_collections.ConfigDict, pattern: str) -> bool:
+    """Whether some of the text encoder's paths hold `pattern`."""
     encoder, tokens = networks_lib.build(config).text_encoder, jnp.zeros((1, config.text.max_tokens), jnp.int32)
     text = jax.eval_shape(lambda key: encoder.init(key, tokens)["params"], jax.random.key(0))
-    names = ("text/" + "/".join(path) for path in traverse_util.flatten_dict(text))
-    return ("latents",) if any(re.search(pattern, name) for name in names) else ("latents", "text")
+    return any(re.search(pattern, "text/" + "/".join(path)) for path in traverse_util.flatten_dict(text))
 
 
 def build(config: ml_collections.ConfigDict, stage: str) -> Task:

@@ -43,17 +43,27 @@ def _stages(line):
     return [flag.split("=", 1)[1] for flag in line if "train.stages" in flag]
 
 
-def test_all_stages_in_order_and_nothing_twice(remake):
+def test_all_stages_in_order_and_nothing_twice(remake, tmp_path):
     call, _, _ = remake
     ran = call()
-    assert [mode for mode, _ in ran] == ["train", "data", "train", "export", "eval", "sample"]
+    once = ["data", "train", "export"]
+    assert [mode for mode, _ in ran] == ["train", *once, *once, "eval", "sample"]
     assert _stages(ran[0][1]) == ["('image_vae', 'vae')"] and _stages(ran[2][1]) == ["('image_denoiser', 'denoiser')"]
     assert call() == []
+    # The second preset goes on from the first one's weights, in a folder and with clips of its own.
+    (_, first), (_, exported), (_, second) = ran[2], ran[3], ran[5]
+    assert _stages(second) == ["('denoiser',)"] and not [flag for flag in first if "init_from" in flag]
+    [weights] = [flag.split("=", 1)[1] for flag in exported if flag.startswith("--weights=")]
+    assert f"--config.train.init_from={weights}" in second and weights == str(tmp_path / "work" / "small.safetensors")
+    for flag in ("--config=", "--workdir=", "--config.data.cache=", "--config.seed="):
+        of_first, of_second = ([part for part in line if part.startswith(flag)] for line in (first, second))
+        assert of_second and of_first != of_second, flag
+    assert f"--weights={tmp_path / 'work' / 'toons_small.safetensors'}" in ran[6][1]
 
 
 def test_from_weights_the_denoiser_alone_and_without_kept_latents(remake):
     call, _, _ = remake
-    ran = call("--start=shipped", "--kept=0", "--set=train.denoiser.num_steps=7")
+    ran = call("--start=shipped", "--presets=motion", "--kept=0", "--set=train.denoiser.num_steps=7")
     assert [mode for mode, _ in ran] == ["train", "export", "eval", "sample"]
     assert _stages(ran[0][1]) == ["('denoiser',)"] and "--config.train.denoiser.num_steps=7" in ran[0][1]
     [start] = [flag for flag in ran[0][1] if "init_from" in flag]
@@ -93,7 +103,7 @@ def test_what_was_stopped_goes_on_there(remake):
         call()
     assert stopped.value.code == 42 and [mode for mode, _ in ran] == ["train", "data"]
     failing.clear()
-    assert [mode for mode, _ in call()] == ["data", "train", "export", "eval", "sample"]
+    assert [mode for mode, _ in call()][:3] == ["data", "train", "export"]
 
 
 def test_a_folder_made_otherwise_is_refused(remake, capsys):
@@ -121,4 +131,4 @@ def test_published_is_what_was_made_and_names_no_place(remake, tmp_path, monkeyp
     assert {file.name for file in here.iterdir()} == {"eval.json", "curves.png", "story0.png", "made.json"}
     made = (here / "made.json").read_text()
     assert str(tmp_path) not in made and str(ROOT) not in made
-    assert "--workdir=WORK/run" in json.loads(made)["denoiser"]["command"]
+    assert "--workdir=WORK/motion" in json.loads(made)["motion_denoiser"]["command"]

@@ -47,7 +47,7 @@ def test_at_init_it_is_its_per_frame_image_network(network):
     image = mtd_unet.MTDUNet(**FIELDS, temporal="none", injection="none")
     inputs = _inputs()
     out = _apply(module, params, **inputs)
-    kept = image.init(jax.random.key(2), **inputs)["params"]
+    kept = jax.eval_shape(image.init, jax.random.key(2), **inputs)["params"]  # which layers it has
 
     def shared(ours, theirs):
         return {k: shared(v, theirs[k]) if isinstance(v, dict) else theirs[k] for k, v in ours.items()}

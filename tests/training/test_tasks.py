@@ -343,6 +343,26 @@ def test_build_reads_the_config():
     assert denoiser.networks.unet.dtype == jnp.bfloat16 and image.networks.vae.dtype == jnp.float32
 
 
+@pytest.mark.parametrize(
+    "on_images,stages,init_from,new",
+    [
+        ("^unet/", ("image_vae", "vae", "image_denoiser", "denoiser"), "", True),
+        ("", ("image_vae", "vae", "image_denoiser", "denoiser"), "", False),
+        ("attention|conv", ("image_denoiser", "denoiser"), "", False),  # some of the text encoder learns
+        ("^unet/", ("image_denoiser", "denoiser"), "weights.safetensors", False),
+        ("^unet/", ("denoiser",), "", False),
+    ],
+)
+def test_a_text_encoder_that_images_left_alone_is_new_to_videos(on_images, stages, init_from, new):
+    config = _tiny()
+    config.train.update(stages=stages, init_from=init_from)
+    config.train.image_denoiser.trainable = on_images
+    params = jax.eval_shape(tasks.build(config, "denoiser").init, jax.random.key(0))
+    learns = optim.learns(params, tasks.new_layers(config, "denoiser"))
+    assert set(jax.tree.leaves(learns["text"])) == {new}
+    assert set(jax.tree.leaves(learns["unet"])) == {True, False}
+
+
 def test_stages_of_shared_and_separate_weights():
     config = _tiny()
     assert lineage.stages(config) == ("image_vae", "vae", "image_denoiser", "denoiser")
