@@ -35,6 +35,13 @@ def _unseen(config: ml_collections.ConfigDict, plans: Sequence[plan_lib.LevelPla
             yield _line("unconditional_prob", plan, "nothing", mend)
         if (plan.given[:, 0] & ~plan.given[:, -1]).any() and config.diffusion.first_only_prob == 0:
             yield _line("first_only_prob", plan, "their first frames alone")
+            continue
+        given, most = int((plan.given.sum(axis=1) * ~plan.given[:, -1]).max()), config.diffusion.first_frames
+        if given > most:
+            yield (
+                f"config.hierarchy.overlap is {given}: level {plan.network_level} of these weights was given at most "
+                f"{most} first frames in training; ask for that many, or train with config.diffusion.first_frames={given}"
+            )
 
 
 def _line(field: str, plan: plan_lib.LevelPlan, what: str, mend: str = "") -> str:

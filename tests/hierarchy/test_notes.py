@@ -40,6 +40,16 @@ def test_segments_that_training_never_showed_are_told_of(strategy, frames, wante
     assert notes.of_video(trained, sample.make_plans(trained, frames), ["a cat"]) == []
 
 
+@pytest.mark.parametrize("strategy, level", [("autoregressive", 2), ("hierarchy_2", 1)])
+def test_more_first_frames_than_training_gave_are_told_of(strategy, level):
+    config = _config(strategy, 0.05, 0.15)
+    config.hierarchy.overlap = 8
+    [line] = notes.of_video(config, sample.make_plans(config, 3376), ["a cat"])
+    assert line.startswith(f"config.hierarchy.overlap is 8: level {level}") and "first_frames=8" in line
+    config.diffusion.first_frames = 8
+    assert notes.of_video(config, sample.make_plans(config, 3376), ["a cat"]) == []
+
+
 def test_prompts_are_told_of_where_toons_alone_have_trained():
     config = _config(unconditional=0.05)
     plans = sample.make_plans(config, 16)
