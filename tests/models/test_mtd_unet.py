@@ -1,5 +1,6 @@
 """MTD U-Net: identity at init, prompt locality, symmetric injection, context computed once."""
 
+import functools
 import re
 
 import jax
@@ -29,14 +30,28 @@ def _perturbed(params, scale=0.1):
     return jax.tree.map(lambda p: p + scale * jnp.sin(1.0 + jnp.arange(p.size)).reshape(p.shape), params)
 
 
-def _apply(module, params, **inputs):
-    return module.apply(params, **inputs)
+@functools.partial(jax.jit, static_argnums=0, static_argnames="method")
+def _apply(module, params, method=None, **inputs):
+    return module.apply(params, method=method, **inputs)
+
+
+def _init(module):
+    return jax.jit(module.init)(jax.random.key(1), **_inputs())
+
+
+def _part(module, params):
+    """Those of `params` that `module`, with fewer layers, has."""
+
+    def shared(ours, theirs):
+        return {k: shared(v, theirs[k]) if isinstance(v, dict) else theirs[k] for k, v in ours.items()}
+
+    return shared(jax.eval_shape(module.init, jax.random.key(0), **_inputs()), params)
 
 
 @pytest.fixture(scope="module")
 def network():
     module = mtd_unet.MTDUNet(**FIELDS, num_levels=3)
-    return module, jax.jit(module.init)(jax.random.key(1), **_inputs())
+    return module, _init(module)
 
 
 def test_at_init_it_is_its_per_frame_image_network(network):
@@ -47,31 +62,26 @@ def test_at_init_it_is_its_per_frame_image_network(network):
     image = mtd_unet.MTDUNet(**FIELDS, temporal="none", injection="none")
     inputs = _inputs()
     out = _apply(module, params, **inputs)
-    kept = jax.eval_shape(image.init, jax.random.key(2), **inputs)["params"]  # which layers it has
-
-    def shared(ours, theirs):
-        return {k: shared(v, theirs[k]) if isinstance(v, dict) else theirs[k] for k, v in ours.items()}
-
-    per_frame = image.apply({"params": shared(kept, params["params"])}, **inputs)
+    per_frame = _apply(image, _part(image, params), **inputs)
     assert float(jnp.abs(out).max()) > 1e-2
-    np.testing.assert_array_equal(out, per_frame)
+    np.testing.assert_allclose(out, per_frame, atol=1e-6)
     # And that is what `denoise_images` computes, whatever the other layers have become.
     x_t, text = inputs["x_t"].reshape(8, 4, 4, 3), inputs["text"].reshape(8, 5, 6)
     frames = dict(x_t=x_t, t=jnp.repeat(inputs["t"], 4), text=text)
-    images = module.apply(params, **frames, method="denoise_images")
+    images = _apply(module, params, **frames, method="denoise_images")
     np.testing.assert_allclose(images.reshape(out.shape), out, atol=1e-5)
     not_spatial = re.compile("temporal|injection|cond_down|level_embedding")
     trained = jax.tree_util.tree_map_with_path(
         lambda path, p: p + 0.3 if not_spatial.search(jax.tree_util.keystr(path)) else p, params
     )
     assert float(jnp.abs(_apply(module, trained, **inputs) - out).max()) > 1e-2
-    np.testing.assert_array_equal(module.apply(trained, **frames, method="denoise_images"), images)
+    np.testing.assert_array_equal(_apply(module, trained, **frames, method="denoise_images"), images)
 
 
-def test_prompt_l_reaches_frame_l_alone_until_a_temporal_layer():
+def test_prompt_l_reaches_frame_l_alone_until_a_temporal_layer(network):
     module = mtd_unet.MTDUNet(**FIELDS, temporal="none")
     inputs = _inputs()
-    params = _perturbed(module.init(jax.random.key(1), **inputs))
+    params = _perturbed(_part(module, network[1]))
     other = dict(inputs, text=inputs["text"].at[:, 1].add(1.0))
     delta = jnp.abs(_apply(module, params, **inputs) - _apply(module, params, **other)).max((0, 2, 3, 4))
     assert delta[1] > 1e-3 and float(delta[jnp.array([0, 2, 3])].max()) == 0.0
@@ -88,9 +98,10 @@ def test_temporal_layers_carry_a_prompt_to_its_neighbours(network):
 def test_context_once_equals_the_whole_call(network):
     module, params = network
     params, inputs = _perturbed(params), _inputs()
-    given = (inputs["cond"], inputs["cond_mask"], inputs["level"])
-    ctx = module.apply(params, inputs["text"], *given, method="context")
-    out = module.apply(params, inputs["x_t"], inputs["t"], inputs["level"], ctx, method="denoise")
+    given = {name: inputs[name] for name in ("text", "cond", "cond_mask", "level")}
+    noisy = {name: inputs[name] for name in ("x_t", "t", "level")}
+    ctx = _apply(module, params, method="context", **given)
+    out = _apply(module, params, method="denoise", **noisy, ctx=ctx)
     np.testing.assert_allclose(out, _apply(module, params, **inputs), atol=1e-5)
 
 
