@@ -43,6 +43,7 @@ def _small(config: ml_collections.ConfigDict) -> None:
     """Of the shipped model's size, the first part of its training: every timestep equally often, more of level 1."""
     config.data.level_weights = (1.0, 4.0, 2.0)
     config.diffusion.first_only_prob = 0.3
+    config.text.embedding_std = 1.0
 
 
 def _motion(config: ml_collections.ConfigDict) -> None:

@@ -99,6 +99,7 @@ def _models() -> dict[str, ml_collections.ConfigDict]:
             width=128,  # channels of a text state. CLIP ViT-L/14: 768
             num_layers=2,  # CLIP ViT-L/14: 12
             num_heads=4,  # CLIP ViT-L/14: 12
+            embedding_std=0.02,  # of a token's embedding at initialisation, of its place half of that. CLIP: 0.02
             per_frame=True,  # every frame its own prompt [P]; False: from level 1 on a segment has one (ablation)
         )
     )

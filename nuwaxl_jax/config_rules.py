@@ -170,6 +170,7 @@ def _check_models(config: ml_collections.ConfigDict) -> None:
         "change width or heads",
     )
     _require(config.text.vocab_size > 60, "text.vocab_size", "60 ids are the toons' own words", "use more, such as 512")
+    _require(config.text.embedding_std > 0, "text.embedding_std", "all words start alike", "use CLIP's 0.02, or 1.0")
     _require(config.text.max_tokens >= 3, "text.max_tokens", "must hold bos, one word and eos", "use at least 3")
 
 

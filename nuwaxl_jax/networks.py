@@ -179,7 +179,8 @@ def build(config: ml_collections.ConfigDict, dtype: str = "float32") -> Networks
             "remat",
         )
     }
-    text_fields = {k: config.text[k] for k in ("vocab_size", "max_tokens", "width", "num_layers", "num_heads")}
+    names = ("vocab_size", "max_tokens", "width", "num_layers", "num_heads", "embedding_std")
+    text_fields = {k: config.text[k] for k in names}
     shared = config.mtd.weights == "shared"
     process = config.diffusion
     return Networks(

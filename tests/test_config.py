@@ -70,6 +70,7 @@ def test_a_text_older_than_a_field_reads_as_the_network_it_was():
         (dict(diffusion__line_std=(1.0, 1.0, 0.0)), "config.diffusion.line_std"),
         (dict(diffusion__time_shift=0.0), "config.diffusion.time_shift"),
         (dict(diffusion__cond_noise=-1.0), "config.diffusion.cond_noise"),
+        (dict(text__embedding_std=0.0), "config.text.embedding_std"),
         (dict(vae__channels=5), "config.vae.channels"),
         (dict(unet__channels=5, unet__num_heads=1), "config.unet.channels"),
         (dict(train__denoiser__clip_length=1), "config.train.denoiser.clip_length"),

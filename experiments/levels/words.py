@@ -1,13 +1,14 @@
 """How much the denoiser heeds the words of motion, level by level and by noise level.
 
-    python experiments/levels/words.py [--weights=shipped ...] [--clips=64] [--level=1] [--cpu_devices=0]
+    python experiments/levels/words.py [--weights=shipped ...] [--clips=64] [--level=1] [--given=both] [--cpu_devices=0]
 
-The error on held-out clips (validation split, given frames given, as in `--mode=eval`'s `denoising`) with their
-captions, and with two words exchanged in all of them: left and right, "jumps" and "stands". A network that does what
-its captions say errs more under the wrong ones; by how much, in percent of its error, is what it knows of the word at
-that noise level. Sampling starts at the noisiest. And how far apart the text encoder's states of a caption with one and
-with the other word lie, in percent of their norm: what no network behind it can tell apart is 0. Writes words.json
-beside this file; what is there of other weights, measured alike, stays.
+The error on held-out clips (validation split, given frames given, as in `--mode=eval`'s `denoising`, or with
+`--given=first` the first alone, where nothing but the captions says which way a walk goes) with their captions, and
+with two words exchanged in all of them: left and right, "jumps" and "stands". A network that does what its captions say
+errs more under the wrong ones; by how much, in percent of its error, is what it knows of the word at that noise level.
+Sampling starts at the noisiest. And how far apart the text encoder's states of a caption with one and with the other
+word lie, in percent of their norm: what is 0 there no network behind it can tell apart. Writes words.json, or
+words_first.json, beside this file; what is there of other weights, measured alike, stays.
 """
 
 import argparse
@@ -41,13 +42,13 @@ def exchanged(networks: networks_lib.Networks, tokens: np.ndarray, first: str, s
 
 
 def apart(networks: networks_lib.Networks, params: dict, tokens: np.ndarray, other: np.ndarray) -> float:
-    """Distance of the states of two sets of captions, int32 [..., N], where they differ, in percent of the first's norm."""
+    """Distance of two sets of captions' states where they differ, int32 [..., N], in percent of the first's norm."""
     differ = (tokens != other).any(-1)
     one, two = (np.asarray(networks.text_states(params, some[differ]), np.float64) for some in (tokens, other))
     return float(100 * np.linalg.norm(one - two) / np.linalg.norm(one))
 
 
-def words(weights: str, level: int, clips: int) -> dict:
+def words(weights: str, level: int, clips: int, last: bool = True) -> dict:
     """One file's row: the error at each noise level, and what each exchange adds to it, in percent."""
     bundle, config, _ = weights_lib.load(weights_lib.find(weights))
     networks = networks_lib.build(config)
@@ -57,7 +58,7 @@ def words(weights: str, level: int, clips: int) -> dict:
         one.data.num_workers = 0
         one.train.denoiser.clip_length = config.hierarchy.segment_length
     times = tuple(round(share * (config.diffusion.num_timesteps - 1)) for share in SHARES)
-    errors_at = denoising.errors_at(networks, times)
+    errors_at = denoising.errors_at(networks, times, last=last)
     denoiser = bundle["denoisers"][level if len(bundle["denoisers"]) > 1 else 0]
     rows: dict[str, list] = {name: [] for name in ("true", *map("-".join, PAIRS))}
     distances: dict[str, list] = {name: [] for name in map("-".join, PAIRS)}
@@ -84,17 +85,19 @@ def main() -> None:
     parser.add_argument("--weights", nargs="+", default=["shipped"])
     parser.add_argument("--clips", type=int, default=64)
     parser.add_argument("--level", type=int, default=1)
+    parser.add_argument("--given", choices=("both", "first"), default="both")
     parser.add_argument("--cpu_devices", type=int, default=0, help="0 = one a core")
     arguments = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", arguments.cpu_devices or os.cpu_count())
     rows = {}
     for name in arguments.weights:
-        rows[pathlib.Path(name).stem] = row = words(name, arguments.level, arguments.clips)
+        rows[pathlib.Path(name).stem] = row = words(name, arguments.level, arguments.clips, arguments.given == "both")
         print(f"{name}: t {row['timesteps']}, error {row['error']}", flush=True)
         for pair, more in row["percent_more"].items():
             print(f"  {pair} exchanged: {more} % more, states {row['percent_apart'][pair]} % apart", flush=True)
     record = dict(level=arguments.level, clips=arguments.clips, split="valid", weights=rows)
-    files.write_json(HERE / "words.json", files.joined(HERE / "words.json", record, "weights"))
+    out = HERE / ("words.json" if arguments.given == "both" else "words_first.json")
+    files.write_json(out, files.joined(out, record, "weights"))
 
 
 if __name__ == "__main__":

@@ -36,11 +36,16 @@ def identity(config: ml_collections.ConfigDict, card: dict[str, Any]) -> dict[st
 
 @functools.lru_cache(maxsize=2)
 def errors_at(
-    networks: networks_lib.Networks, times: tuple[int, ...], handover: str = "latent", per_frame: bool = True
+    networks: networks_lib.Networks,
+    times: tuple[int, ...],
+    handover: str = "latent",
+    per_frame: bool = True,
+    last: bool = True,
 ) -> Callable[..., jax.Array]:
     """Jitted: (bundle, one of its denoisers, batch, key) to the errors at `times`.
 
-    Given frames and prompts as the denoiser was trained with: `hierarchy.handover`, `text.per_frame`.
+    Given frames and prompts as the denoiser was trained with: `hierarchy.handover`, `text.per_frame`. Without `last`
+    local clips are given their first frame alone, so that captions alone say where it leads.
     """
     length = networks.segment_length
 
@@ -51,7 +56,8 @@ def errors_at(
             return (mean - bundle["latent_shift"]) * bundle["latent_scale"]  # [B, L, h, w, c]
 
         x0, local = latents_of(batch["frames"]), (batch["level"] > 0)[:, None]
-        border = (jnp.arange(length) % (length - 1) == 0)[None, :] & local  # [B, L]
+        index = jnp.arange(length)
+        border = (index % (length - 1) == 0 if last else index == 0)[None, :] & local  # [B, L]
         border = border[:, :, None, None, None].astype(jnp.float32)
         mask = jnp.broadcast_to(border, (*x0.shape[:-1], 1))
         cond = mask * x0 if handover == "latent" else latents_of(networks_lib.to_float(batch["frames"]) * border)

@@ -40,7 +40,7 @@ def _unseen(config: ml_collections.ConfigDict, plans: Sequence[plan_lib.LevelPla
         if given > most:
             yield (
                 f"config.hierarchy.overlap is {given}: level {plan.network_level} of these weights was given at most "
-                f"{most} first frames in training; ask for that many, or train with config.diffusion.first_frames={given}"
+                f"{most} first frames in training; give that many, or train with config.diffusion.first_frames={given}"
             )
 
 

@@ -35,13 +35,17 @@ class TextBlock(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Tokens int32 `[..., N]` to last hidden states float32 `[..., N, D]`. Fields as in `config.default().text`."""
+    """Tokens int32 `[..., N]` to last hidden states float32 `[..., N, D]`. Fields as in `config.default().text`.
+
+    With an `embedding_std` of the order of 1 a state stays near its own word, whatever the blocks learn to leave out.
+    """
 
     vocab_size: int
     max_tokens: int
     width: int
     num_layers: int
     num_heads: int
+    embedding_std: float = 0.02  # CLIP's
     dtype: layers.Dtype = jnp.float32
 
     @nn.compact
@@ -49,8 +53,9 @@ class TextEncoder(nn.Module):
         if tokens.shape[-1] > self.max_tokens:
             raise ValueError(f"TextEncoder got {tokens.shape[-1]} tokens, text.max_tokens is {self.max_tokens}")
         flat = tokens.reshape(-1, tokens.shape[-1])  # [n, N]
-        embed = nn.Embed(self.vocab_size, self.width, embedding_init=nn.initializers.normal(0.02), name="tokens")
-        place = self.param("positions", nn.initializers.normal(0.01), (self.max_tokens, self.width), jnp.float32)
+        words, places = (nn.initializers.normal(std) for std in (self.embedding_std, self.embedding_std / 2))
+        embed = nn.Embed(self.vocab_size, self.width, embedding_init=words, name="tokens")
+        place = self.param("positions", places, (self.max_tokens, self.width), jnp.float32)
         x = (embed(flat) + place[: flat.shape[1]]).astype(self.dtype)
         causal = jnp.tril(jnp.ones((flat.shape[1],) * 2, bool))
         for i in range(self.num_layers):

@@ -42,11 +42,14 @@ def masked(video: jax.Array, given: jax.Array) -> jax.Array:
     return video * given[:, :, None, None, None]
 
 
-def channel_moments(networks: networks_lib.Networks, vae_params: Any, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Per-channel mean and mean square of the latents of one batch, float32 [c] each.
+def channel_moments(
+    networks: networks_lib.Networks, vae_params: Any, frames: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Per-channel mean, mean square and mean posterior variance of the latents of one batch, float32 [c] each.
 
     The square counts the posterior's variance, so that a sample x0 has unit variance.
     """
     mean, logvar = networks.encode(vae_params, frames, temporal=True)
     axes = tuple(range(mean.ndim - 1))
-    return jnp.mean(mean, axes), jnp.mean(jnp.square(mean) + jnp.exp(logvar), axes)
+    noise = jnp.mean(jnp.exp(logvar), axes)
+    return jnp.mean(mean, axes), jnp.mean(jnp.square(mean), axes) + noise, noise

@@ -25,6 +25,7 @@ from nuwaxl_jax.training import workdirs
 
 LATENT_STATS_FILE = "latent_stats.json"
 LATENT_STATS_CLIPS = 128
+CLOSED = 0.5  # share of a latent channel's variance that is the posterior's own, above which it is spoken of
 
 
 def stages(config: ml_collections.ConfigDict) -> tuple[str, ...]:
@@ -125,13 +126,30 @@ def latent_stats(config: ml_collections.ConfigDict, workdir: str) -> dict[str, n
         sums = [moments(vae, next(iterator)["frames"]) for _ in range(max(1, LATENT_STATS_CLIPS // size))]
     finally:
         iterator.close()
-    mean, square = (np.mean(np.asarray(x, np.float64), axis=0) for x in zip(*jax.device_get(sums)))
+    mean, square, noise = (np.mean(np.asarray(x, np.float64), axis=0) for x in zip(*jax.device_get(sums)))
     deviation = np.sqrt(np.maximum(square - mean**2, 1e-12))
     stats = dict(latent_shift=mean.tolist(), latent_scale=(1.0 / deviation).tolist())
     if jax.process_index() == 0:
         files.write_json(path, dict(stats, step=step, clips=len(sums) * size), shared=True)
     metrics.say(f"{stage}: latent mean {np.round(mean, 3).tolist()}, std {np.round(deviation, 3).tolist()}")
+    if said := closed_channels(noise / deviation**2):
+        metrics.say(f"{stage}: {said}")
     return {name: np.asarray(value, np.float32) for name, value in stats.items()}
+
+
+def closed_channels(noise: np.ndarray) -> str:
+    """A line on the latent channels that say little; '' where there is none.
+
+    Args:
+      noise: [c], the posterior's part of each channel's variance.
+    """
+    closed = [f"{channel} ({100 * share:.0f} %)" for channel, share in enumerate(noise) if share > CLOSED]
+    if not closed:
+        return ""
+    return (
+        f"latent channels of {len(noise)} that are mostly the posterior's noise, which tells a denoiser nothing: "
+        f"{', '.join(closed)}; a smaller config.vae.kl_weight keeps a VAE's channels open"
+    )
 
 
 def frozen_of(config: ml_collections.ConfigDict, workdir: str, stage: str) -> dict[str, Any]:

@@ -51,20 +51,21 @@ def _x0(frames):
     return (np.asarray(frames, np.float64) / 127.5 - 1 + 1 - SHIFT) * SCALE
 
 
-def _error(batch, answer, *arguments):
-    errors = denoising.errors_at(FakeNetworks(answer), (3,), *arguments)
+def _error(batch, answer, *arguments, **named):
+    errors = denoising.errors_at(FakeNetworks(answer), (3,), *arguments, **named)
     return float(errors(BUNDLE, {"text": None}, batch, jax.random.key(0))[0])
 
 
+@pytest.mark.parametrize("last,given", [(True, [0, -1]), (False, [0])])
 @pytest.mark.parametrize("handover,hidden", [("latent", 0.0), ("pixel", (1 - SHIFT) * SCALE)])  # grey's latent
-def test_given_frames_are_handed_over_as_in_training(batch, handover, hidden):
+def test_given_frames_are_handed_over_as_in_training(batch, handover, hidden, last, given):
     x0 = _x0(batch["frames"])
     cond = np.full_like(x0, hidden)
-    cond[1:, [0, -1]] = x0[1:, [0, -1]]
-    assert _error(batch, "cond", handover) == pytest.approx(np.square(cond - x0).mean(), rel=1e-5)
+    cond[1:, given] = x0[1:, given]
+    assert _error(batch, "cond", handover, last=last) == pytest.approx(np.square(cond - x0).mean(), rel=1e-5)
     mask = np.zeros_like(x0)
-    mask[1:, [0, -1]] = 1
-    assert _error(batch, "mask", handover) == pytest.approx(np.square(mask - x0).mean(), rel=1e-5)
+    mask[1:, given] = 1
+    assert _error(batch, "mask", handover, last=last) == pytest.approx(np.square(mask - x0).mean(), rel=1e-5)
 
 
 def test_one_prompt_a_segment_is_its_first_frames(batch):

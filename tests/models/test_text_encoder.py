@@ -35,6 +35,13 @@ def test_word_order_matters(encoder):
     assert float(jnp.abs(module.apply(params, tokens[0, 0])[-1] - module.apply(params, swapped)[-1]).max()) > 1e-4
 
 
+def test_embeddings_start_as_wide_as_they_are_asked_to():
+    module = text_encoder.TextEncoder(500, 8, width=16, num_layers=1, num_heads=2, embedding_std=1.0)
+    params = module.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
+    np.testing.assert_allclose(float(params["tokens"]["embedding"].std()), 1.0, rtol=0.05)
+    np.testing.assert_allclose(float(params["positions"].std()), 0.5, rtol=0.25)
+
+
 def test_quick_gelu_known_value():
     np.testing.assert_allclose(text_encoder.quick_gelu(1.0), 1 / (1 + np.exp(-1.702)), rtol=1e-6)
 

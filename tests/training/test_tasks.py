@@ -256,10 +256,17 @@ def test_no_example_depends_on_its_neighbours():
 def test_latent_moments_count_the_posteriors_own_variance():
     networks = FakeNetworks(logvar=float(np.log(0.25)))
     video = jnp.asarray(_pixels(_batch()))
-    mean, square = latents.channel_moments(networks, {"gain": 1.0}, video)
+    mean, square, noise = latents.channel_moments(networks, {"gain": 1.0}, video)
     z = np.asarray(video) + 1.0
     np.testing.assert_allclose(mean, z.mean(axis=(0, 1, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(square - mean**2, z.var(axis=(0, 1, 2, 3)) + 0.25, rtol=1e-4)
+    np.testing.assert_allclose(noise, 0.25, rtol=1e-5)
+
+
+def test_latent_channels_that_are_noise_are_told_of():
+    assert lineage.closed_channels(np.array([0.001, 0.06, 0.4])) == ""
+    said = lineage.closed_channels(np.array([0.0001, 0.79, 0.0002, 0.51]))
+    assert said.startswith("latent channels of 4 that are mostly") and "1 (79 %), 3 (51 %)" in said
 
 
 def _tiny():
