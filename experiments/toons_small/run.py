@@ -4,15 +4,16 @@
     python experiments/toons_small/run.py --start=shipped --presets=motion --set=train.denoiser.num_steps=2000
 
 `--presets` of configs/toons.py, one after another: the first trains all stages from nothing (with `--start` the
-denoiser, from those weights), each further one goes on with the denoiser from the weights before it, on other clips
-(its seed is its place in the row). Every step is a command of the package in its own process, so what is interrupted
-goes on where it stopped, and what is finished is not done again. `--kept`: clips whose latents are encoded once a
-preset and gone through again and again (0: trained from frames). `--publish` puts the weights into the package, and
-record and pictures beside this file. What it did is in <work>/made.json.
+denoiser, from those weights), each further one goes on with the denoiser from the weights before it. Every step is a
+command of the package in its own process, so what is interrupted goes on where it stopped, and what is finished is not
+done again. `--kept`: clips whose latents are encoded once a preset and gone through again and again (0: trained from
+frames). `--publish` puts the weights into the package, and record and pictures beside this file. What it did is in
+<work>/made.json.
 """
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -20,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))  # the code here, and no copy that is installed
 from nuwaxl_jax import files
@@ -103,16 +105,27 @@ def train(commands: Commands, arguments: argparse.Namespace, weights: pathlib.Pa
     """Every preset, in <work>/<preset>; the last one's weights are in `weights`."""
     start = _weights(arguments.start) if arguments.start else None
     presets = arguments.presets.split(",")
-    for place, preset in enumerate(presets):
+    known = _toons()._PRESETS
+    if len(set(presets)) < len(presets) or not set(presets) <= set(known):  # said before the first one's hours
+        print(f"--presets={arguments.presets}: each once, of {', '.join(known)}", file=sys.stderr)
+        raise SystemExit(2)
+    for preset in presets:
         out = weights if preset == presets[-1] else commands.work / f"{preset}.safetensors"
-        _part(commands, arguments, place, preset, start, out)
+        _part(commands, arguments, preset, start, out)
         start = out
+
+
+def _toons() -> types.ModuleType:
+    """configs/toons.py, which lies in no package."""
+    spec = importlib.util.spec_from_file_location("toons", ROOT / "configs" / "toons.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _part(
     commands: Commands,
     arguments: argparse.Namespace,
-    place: int,
     preset: str,
     start: pathlib.Path | None,
     out: pathlib.Path,
@@ -120,8 +133,7 @@ def _part(
     """One preset, from `start` or from nothing, exported to `out`."""
     run = f"--workdir={commands.work / preset}"
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    seed = [f"--config.seed={place}"] if place else []
-    common = [f"--config={ROOT}/configs/toons.py:{preset}", *seed, *(f"--config.{field}" for field in arguments.set)]
+    common = [f"--config={ROOT}/configs/toons.py:{preset}", *(f"--config.{field}" for field in arguments.set)]
     common += [run, f"--cpu_devices={mine}"]
     if start is None:
         commands("vae", "--mode=train", *common, f"--config.train.stages={VAE_STAGES!r}")

@@ -50,15 +50,24 @@ def test_all_stages_in_order_and_nothing_twice(remake, tmp_path):
     assert [mode for mode, _ in ran] == ["train", *once, *once, "eval", "sample"]
     assert _stages(ran[0][1]) == ["('image_vae', 'vae')"] and _stages(ran[2][1]) == ["('image_denoiser', 'denoiser')"]
     assert call() == []
-    # The second preset goes on from the first one's weights, in a folder and with clips of its own.
+    # The second preset goes on from the first one's weights, in a folder of its own.
     (_, first), (_, exported), (_, second) = ran[2], ran[3], ran[5]
     assert _stages(second) == ["('denoiser',)"] and not [flag for flag in first if "init_from" in flag]
     [weights] = [flag.split("=", 1)[1] for flag in exported if flag.startswith("--weights=")]
     assert f"--config.train.init_from={weights}" in second and weights == str(tmp_path / "work" / "small.safetensors")
-    for flag in ("--config=", "--workdir=", "--config.data.cache=", "--config.seed="):
+    for flag in ("--config=", "--workdir=", "--config.data.cache="):
         of_first, of_second = ([part for part in line if part.startswith(flag)] for line in (first, second))
         assert of_second and of_first != of_second, flag
     assert f"--weights={tmp_path / 'work' / 'toons_small.safetensors'}" in ran[6][1]
+
+
+@pytest.mark.parametrize("presets", ["small,moton", "small,small"])
+def test_presets_that_cannot_be_are_refused_before_the_first(remake, capsys, presets):
+    call, _, ran = remake
+    with pytest.raises(SystemExit) as refused:
+        call(f"--presets={presets}")
+    assert refused.value.code == 2 and not ran
+    assert f"--presets={presets}: each once, of tiny," in capsys.readouterr().err
 
 
 def test_from_weights_the_denoiser_alone_and_without_kept_latents(remake):
