@@ -2,6 +2,10 @@
 
     python experiments/toons_small/run.py [--work=runs/toons_small] [--kept=16000] [--set=FIELD=VALUE ...] [--publish]
     python experiments/toons_small/run.py --start=shipped --presets=motion --set=train.denoiser.num_steps=2000
+    python experiments/toons_small/run.py --start=42420d7 --presets=motion --kept=8000 --stories=10 --publish
+
+The last line is the one by which the weights that ship were made (README.md beside this file); `--start` is `shipped`,
+a .safetensors file, or a commit of this repository, whose shipped weights are then taken.
 
 `--presets` of configs/toons.py, one after another: the first trains all stages from nothing (with `--start` the
 denoiser, from those weights), each further one goes on with the denoiser from the weights before it. Every step is a
@@ -17,6 +21,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -39,7 +44,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", default=str(ROOT / "runs" / "toons_small"))
     parser.add_argument("--presets", default="small,motion", help="of configs/toons.py, one after another")
-    parser.add_argument("--start", default="", help="weights to go on from: shipped, or a .safetensors file")
+    parser.add_argument("--start", default="", help="weights to go on from: shipped, a .safetensors file, or a commit")
     parser.add_argument("--kept", type=int, default=16000)
     parser.add_argument("--set", action="append", default=[], help="FIELD=VALUE of every preset")
     parser.add_argument("--stories", type=int, default=20)
@@ -75,7 +80,7 @@ class Commands:
     def start_from(self, weights: pathlib.Path, made: pathlib.Path) -> None:
         """Keeps which weights these commands go on from; ends where others began, unless those were `made` here."""
         if not weights.is_file():
-            print(f"--start: {weights} does not exist; `shipped` or a .safetensors file", file=sys.stderr)
+            print(f"--start: {weights} does not exist; `shipped`, a .safetensors file or a commit", file=sys.stderr)
             raise SystemExit(2)
         start = dict(file=weights.name, sha256=_digest(weights))
         done = self.done()
@@ -103,7 +108,7 @@ def _without_cores(command: list[str]) -> list[str]:
 
 def train(commands: Commands, arguments: argparse.Namespace, weights: pathlib.Path) -> None:
     """Every preset, in <work>/<preset>; the last one's weights are in `weights`."""
-    start = _weights(arguments.start) if arguments.start else None
+    start = _weights(arguments.start, commands.work) if arguments.start else None
     presets = arguments.presets.split(",")
     known = _toons()._PRESETS
     if len(set(presets)) < len(presets) or not set(presets) <= set(known):  # said before the first one's hours
@@ -146,9 +151,23 @@ def _part(
     commands(f"{preset}_weights", "--mode=export", run, f"--weights={out}")
 
 
-def _weights(start: str) -> pathlib.Path:
-    """The file to start from."""
-    return ASSET if start == "shipped" else pathlib.Path(start).resolve()
+def _weights(start: str, work: pathlib.Path) -> pathlib.Path:
+    """The file to start from; a commit's shipped weights are written into `work`, and stay there."""
+    file = pathlib.Path(start)
+    if start == "shipped":
+        return ASSET
+    if file.exists() or not re.fullmatch("[0-9a-f]{7,40}", start):
+        return file.resolve()
+    taken = work / f"{ASSET.stem}-{start}{ASSET.suffix}"
+    if not taken.is_file():
+        place = f"{start}:{ASSET.relative_to(ROOT).as_posix()}"
+        shown = subprocess.run(["git", "-C", str(ROOT), "show", place], capture_output=True, check=False)
+        if shown.returncode:
+            said = (shown.stderr.decode(errors="replace").strip().splitlines() or ["nothing"])[0]
+            print(f"--start: git show {place} says: {said}; it takes a clone with its history", file=sys.stderr)
+            raise SystemExit(2)
+        files.write_bytes(taken, shown.stdout)
+    return taken
 
 
 def show(commands: Commands, arguments: argparse.Namespace, weights: pathlib.Path) -> None:
@@ -179,11 +198,11 @@ def main() -> None:
     commands = Commands(work)
     weights = work / ASSET.name
     if arguments.start:
-        commands.start_from(_weights(arguments.start), weights)
+        commands.start_from(_weights(arguments.start, work), weights)
     train(commands, arguments, weights)
     show(commands, arguments, weights)
     if arguments.publish:
-        publish(work, weights, _weights(arguments.start) if arguments.start else None)
+        publish(work, weights, _weights(arguments.start, work) if arguments.start else None)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import hashlib
 import importlib.util
 import json
 import pathlib
+import shutil
+import subprocess
 import sys
 import types
 
@@ -12,12 +14,17 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def remake(monkeypatch, tmp_path):
-    """(call(*arguments) -> commands run, failing: modes that end with a status)."""
+def _module():
     spec = importlib.util.spec_from_file_location("remake", ROOT / "experiments" / "toons_small" / "run.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def remake(monkeypatch, tmp_path):
+    """(call(*arguments) -> commands run, failing: modes that end with a status)."""
+    module = _module()
     ran, failing = [], {}
 
     def run(line, **options):
@@ -96,6 +103,30 @@ def test_what_it_went_on_from_is_kept_and_other_weights_are_refused(remake, tmp_
     with pytest.raises(SystemExit) as refused:
         call("--start=nowhere.safetensors")
     assert refused.value.code == 2 and "--start: " in capsys.readouterr().err
+
+
+def test_a_commits_shipped_weights_are_taken_out_of_the_history(tmp_path, monkeypatch, capsys):
+    module, work = _module(), tmp_path / "work"
+    asset = tmp_path / "repository" / "assets" / "toons_small.safetensors"
+    asset.parent.mkdir(parents=True)
+    monkeypatch.setattr(module, "ROOT", asset.parents[1])
+    monkeypatch.setattr(module, "ASSET", asset)
+    work.mkdir()
+    git = ["git", "-C", str(asset.parents[1]), "-c", "user.name=someone", "-c", "user.email=someone@example.org"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    for weights in (b"before", b"after"):
+        asset.write_bytes(weights)
+        for words in (["add", "."], ["commit", "--quiet", "-m", "weights"]):
+            subprocess.run([*git, *words], check=True)
+    said = subprocess.run([*git, "rev-list", "HEAD"], check=True, capture_output=True, text=True).stdout
+    commit = said.split()[1][:8]
+    taken = module._weights(commit, work)
+    assert taken == work / f"toons_small-{commit}.safetensors" and taken.read_bytes() == b"before"
+    shutil.rmtree(asset.parents[1] / ".git")
+    assert module._weights(commit, work) == taken  # once taken, the history is not asked again
+    with pytest.raises(SystemExit) as refused:
+        module._weights("1234567", work)
+    assert refused.value.code == 2 and "--start: git show 1234567:assets/toons_small" in capsys.readouterr().err
 
 
 def test_another_number_of_cores_goes_on(remake, monkeypatch):
