@@ -20,10 +20,12 @@ LEGEND = (
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """(mean, half the width of its 95 % interval by Student's t over seeds); 0 of fewer than three values."""
+    """(mean, half the width of its 95 % interval by Student's t over seeds); 0 of fewer than three, or of equal, values."""
     from scipy import stats
 
     values = np.asarray(values, float)
+    if np.ptp(values) == 0:  # an arm without noise; the mean of equal numbers may be a rounding off them
+        return float(values[0]), 0.0
     if len(values) < _FEW:
         return float(values.mean()), 0.0
     return float(values.mean()), float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
@@ -92,7 +94,24 @@ def table(study: Any, rows: Mapping[str, Mapping[str, Any]]) -> str:
                 first = by_seed(rows, study.arms[0].name, frames, name)
                 cells.append(f"**{text}**" if name not in _COUNTED and differs(values, first) else text)
             lines.append(f"| {arm} | {frames} | {'-' if arm == FLOOR else seeds} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", LEGEND, *mixed(study, rows)])
+    return "\n".join([*lines, "", LEGEND, *mixed(study, rows), *alike(study, rows)])
+
+
+def alike(study: Any, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Markdown lines: arms that have one and the same row for every seed, so that a seed more says nothing more."""
+    out = []
+    for arm in study.arms:
+        found: dict[str, list[Mapping[str, Any]]] = {}  # length -> rows
+        for key, row in rows.items():
+            of, _, frames = key.rsplit("/", 2)
+            if of == arm.name:
+                found.setdefault(frames, []).append(row)
+        same = [n for n, of_length in found.items() if len(of_length) > 1 and all(of_length[0] == r for r in of_length)]
+        if same:
+            out.append(f"{arm.name} ({', '.join(sorted(same, key=int))} frames)")
+    if not out:
+        return []
+    return ["", "The same to the bit with every seed, as nothing in it is left to chance: " + "; ".join(out) + "."]
 
 
 def mixed(study: Any, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:

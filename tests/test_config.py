@@ -8,6 +8,7 @@ import re
 import pytest
 
 from nuwaxl_jax import config as config_lib
+from nuwaxl_jax import weights
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 
@@ -39,6 +40,15 @@ def test_presets_are_those_of_the_files_table_and_valid(file):
         config = presets.get_config(name)
         config.data.path = config.data.path or "somewhere"
         config_lib.validate(config)
+
+
+def test_the_shipped_weights_are_the_preset_that_makes_them_again(toons_presets):
+    """But for the name, previews, and how embeddings start that no weights bring: a changed recipe is another model."""
+    _, shipped, _ = weights.load(weights.find("shipped"), only=("nothing",))
+    preset, made = toons_presets.get_config("motion").to_dict(), shipped.to_dict()
+    for config in (preset, made):
+        del config["name"], config["text"]["embedding_std"], config["train"]["denoiser"]["sample_every"]
+    assert json.loads(json.dumps(preset)) == json.loads(json.dumps(made))
 
 
 def test_a_text_older_than_a_field_reads_as_the_network_it_was():

@@ -217,9 +217,21 @@ def test_fewer_than_three_seeds_make_nothing_bold_and_no_interval(seeds):
     assert lines[3].startswith(f"| up | 226 | {seeds} |") and "| 0.9 |" in lines[3] and "±" not in lines[2]
 
 
+def test_an_arm_without_chance_has_no_interval_and_is_told_of():
+    module = _load(ROOT / "experiments" / "table2b" / "run.py")
+    rows = {f"down_up/{seed}/226": {"exact": 0.9 + 0.01 * seed} for seed in range(3)}
+    rows |= {f"up/{seed}/226": {"exact": 0.7750001} for seed in range(3)}  # their float mean is not one of them
+    lines = module.study.study_table.table(module.STUDY, rows).splitlines()
+    assert lines[3] == "| up | 226 | 3 | **0.775** |"
+    assert lines[-1].startswith("The same to the bit") and lines[-1].endswith(": up (226 frames).")
+    rows["up/1/226"] = {"exact": 0.7750002}
+    assert "to the bit" not in module.study.study_table.table(module.STUDY, rows)
+
+
 def test_rows_of_one_seed_and_two_trainings_are_told_of():
     module = _load(ROOT / "experiments" / "table1" / "run.py")
-    row = lambda error: {"exact": 0.5, "denoising_0": error, "denoising_1": 0.2}
+    chance = iter(range(1000))
+    row = lambda error: {"exact": 0.5 + 0.001 * next(chance), "denoising_0": error, "denoising_1": 0.2}
     rows = {f"{arm}/{seed}/{n}": row(0.1) for arm in ("tree", "hierarchy-2") for seed in range(3) for n in (16, 256)}
     rows |= {f"tree, full noise/{seed}/16": row(0.1) for seed in range(2)}
     assert module.study.study_table.mixed(module.STUDY, rows) == []
