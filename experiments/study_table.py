@@ -20,7 +20,7 @@ LEGEND = (
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """(mean, half the width of its 95 % interval by Student's t over seeds); 0 of fewer than three, or of equal, values."""
+    """(mean, half of its 95 % interval by Student's t over seeds); 0 of fewer than three values, and of equal ones."""
     from scipy import stats
 
     values = np.asarray(values, float)
