@@ -4,8 +4,8 @@
     python experiments/toons_small/run.py --start=shipped --presets=motion --set=train.denoiser.num_steps=2000
     python experiments/toons_small/run.py --start=42420d7 --presets=motion --kept=8000 --stories=10 --publish
 
-The last line is the one by which the weights that ship were made (README.md beside this file); `--start` is `shipped`,
-a .safetensors file, or a commit of this repository, whose shipped weights are then taken.
+The last line makes the weights that ship again, out of those before them (README.md beside this file); `--start` is
+`shipped`, a .safetensors file, or a commit of this repository, whose shipped weights are then taken.
 
 `--presets` of configs/toons.py, one after another: the first trains all stages from nothing (with `--start` the
 denoiser, from those weights), each further one goes on with the denoiser from the weights before it. Every step is a
