@@ -10,6 +10,7 @@ import numpy as np
 
 _FEW = 3  # seeds from which an interval says something: of two, Student's t makes one thirteen times the error
 _COUNTED = ("calls",)  # of no chance: never bold
+_CIRCUMSTANCES = ("code", "seconds")  # of a row, and not of the video that it is of
 FLOOR = "other real stories"  # in the place of an arm: their distances to the real ones that are told
 _BESIDE = {"b_fvd_16": ("b_fvd_16_pooled",), "frechet_stills": ("avg_fid", "clip_similarity")}  # where there are any
 LEGEND = (
@@ -98,14 +99,14 @@ def table(study: Any, rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def alike(study: Any, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Markdown lines: arms that have one and the same row for every seed, so that a seed more says nothing more."""
+    """Markdown lines: arms that have the same figures for every seed, so that a seed more says nothing more."""
     out = []
     for arm in study.arms:
         found: dict[str, list[Mapping[str, Any]]] = {}  # length -> rows
         for key, row in rows.items():
             of, _, frames = key.rsplit("/", 2)
             if of == arm.name:
-                found.setdefault(frames, []).append(row)
+                found.setdefault(frames, []).append({name: row[name] for name in row if name not in _CIRCUMSTANCES})
         same = [n for n, of_length in found.items() if len(of_length) > 1 and all(of_length[0] == r for r in of_length)]
         if same:
             out.append(f"{arm.name} ({', '.join(sorted(same, key=int))} frames)")

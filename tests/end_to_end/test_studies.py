@@ -220,7 +220,8 @@ def test_fewer_than_three_seeds_make_nothing_bold_and_no_interval(seeds):
 def test_an_arm_without_chance_has_no_interval_and_is_told_of():
     module = _load(ROOT / "experiments" / "table2b" / "run.py")
     rows = {f"down_up/{seed}/226": {"exact": 0.9 + 0.01 * seed} for seed in range(3)}
-    rows |= {f"up/{seed}/226": {"exact": 0.7750001} for seed in range(3)}  # their float mean is not one of them
+    same = lambda seed: {"exact": 0.7750001, "code": {"commit": str(seed)}, "seconds": 1.0 + seed}
+    rows |= {f"up/{seed}/226": same(seed) for seed in range(3)}  # the float mean of three is not one of them
     lines = module.study.study_table.table(module.STUDY, rows).splitlines()
     assert lines[3] == "| up | 226 | 3 | **0.775** |"
     assert lines[-1].startswith("The same to the bit") and lines[-1].endswith(": up (226 frames).")
